@@ -1,0 +1,1 @@
+"""The model: token ids and tensors. It has never heard of SQL."""

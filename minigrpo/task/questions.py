@@ -1,0 +1,58 @@
+"""Questions with known answers, and the order in which training meets them. Knows no file format and no model."""
+
+import random
+from dataclasses import dataclass
+from typing import Sequence
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and its known answer.
+
+    ``id`` is ``"split/index"``; ``index`` is the zero-based record in the split's file; ``answer`` the gold answer as
+    published; ``database`` the name of the database it is asked of; ``kind`` the question's type (a template's number,
+    for breakdowns only); ``gold_sql`` a known query, or None: training from answers never looks at it.
+    """
+
+    id: str
+    split: str
+    index: int
+    text: str
+    answer: str
+    database: str
+    kind: str
+    gold_sql: str | None = None
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of one pass over ``count`` questions: a pure function of (seed, epoch), so resuming needs no state.
+
+    >>> sorted(epoch_order(5, seed=0, epoch=3))
+    [0, 1, 2, 3, 4]
+    """
+    order = list(range(count))
+    random.Random(f"minigrpo order {seed} {epoch}").shuffle(order)
+    return order
+
+
+@dataclass(frozen=True)
+class QuestionStream:
+    """An endless, shuffled, resumable stream of batches: ``batch(step)`` depends on nothing but (seed, step).
+
+    Each epoch visits every question once; a batch may cross from one epoch into the next.
+    """
+
+    questions: Sequence[Question]
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.questions:
+            raise ValueError("there are no questions to draw a batch from")
+
+    def batch(self, step: int) -> list[Question]:
+        """The ``size`` questions of ``step`` (counted from 0)."""
+        count = len(self.questions)
+        places = range(step * self.size, (step + 1) * self.size)
+        orders = {epoch: epoch_order(count, self.seed, epoch) for epoch in {place // count for place in places}}
+        return [self.questions[orders[place // count][place % count]] for place in places]
