@@ -4,7 +4,6 @@ Knows no engine. Bad SQL is data (an ``Execution`` whose status says how it fail
 (``DatabaseError``), because a failure of the machinery must never become a reward.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Mapping, Protocol, Sequence, get_args
@@ -126,7 +125,3 @@ def run_all(database: Database, queries: Sequence[tuple[str | None, str]], threa
         results = dict(zip(distinct, pool.map(lambda query: database.run(*query), distinct)))
     return [results[query] for query in queries]
 
-
-def elapsed(start: float) -> float:
-    """Seconds since ``start`` (a ``time.perf_counter()``)."""
-    return time.perf_counter() - start

@@ -1,0 +1,41 @@
+"""Log-probs of finished completions under the model, in float32. Knows no loss.
+
+Trunk and branches go through the model in one pass. The output head sees completion positions only, a chunk at a time, and
+each chunk is recomputed in the backward pass: logits of all positions ([B, C, V]) never exist.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minigrpo.policy.tree import Prompts, scoring_tree
+from minigrpo.shapes import check
+
+
+def completion_logprobs(model: nn.Module, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *,
+                        temperature: float = 1.0, chunk: int = 512) -> Tensor:
+    """logp_BC: the log-prob of each completion token given its prompt and the tokens before it; 0 where masked.
+
+    ``mask_QKC`` (boolean) marks the completions' tokens, the stop token included. ``temperature`` is that of sampling, so
+    that what is scored is what was drawn from. ``chunk``: positions a head pass holds; memory chunk × V × 4 bytes.
+    Differentiable with respect to the model's adapters.
+    """
+    check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, mask_QKC=mask_QKC)
+    tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
+    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)
+
+    group, branch, depth = mask_QKC.nonzero(as_tuple=True)
+    hidden_TD = hidden_QSD[group, tree.predictor_QKC[group, branch, depth]]
+    ids_T = ids_QKC[group, branch, depth]
+    logp_T = torch.cat([checkpoint(token_logprobs, model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature,
+                                   use_reentrant=False)
+                        for i in range(0, len(ids_T), chunk)] or [hidden_TD.new_zeros(0, dtype=torch.float32)])
+    logp_QKC = torch.zeros(mask_QKC.shape, dtype=logp_T.dtype, device=logp_T.device)
+    return logp_QKC.index_put((group, branch, depth), logp_T).flatten(0, 1)
+
+
+def token_logprobs(model: nn.Module, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
+    """logp_T = log softmax(logits / temperature)[id], in float32 (float64 for a float64 model)."""
+    logits_TV = model.logits(hidden_TD)
+    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
+    return logits_TV.gather(1, ids_T[:, None])[:, 0] - logits_TV.logsumexp(dim=-1)

@@ -1,0 +1,167 @@
+"""One decoder for Llama, Mistral, Gemma, Qwen2 and Qwen3, with Hugging Face's module names. Knows no text and no search.
+
+What differs between families is in ``Architecture``. Which token sees which is the caller's: ``visible_QTS``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigrpo.policy.architecture import Architecture, RopeScaling
+from minigrpo.policy.tree import KVCache, within_window
+from minigrpo.shapes import check
+
+
+class CausalLM(nn.Module):
+    """The decoder and its output head. Weights are made by ``weights.load_model``; frozen, in evaluation mode."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.model = Decoder(architecture)
+        if not architecture.tied:
+            self.lm_head = nn.Linear(architecture.width, architecture.vocabulary, bias=False)
+
+    def forward(self, ids_QT: Tensor, *, positions_QT: Tensor | None = None, visible_QTS: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        """hidden_QTD after the final norm.
+
+        Defaults are plain causal: positions follow the ``cache``'s start, and each token sees all before it and itself.
+        Every row of ``visible_QTS`` must see something; S counts the cache's slots up to and including this call's.
+        """
+        (Q, T), start = ids_QT.shape, cache.start if cache else 0
+        if positions_QT is None:
+            positions_QT = torch.arange(start, start + T, device=ids_QT.device).expand(Q, T)
+        if visible_QTS is None:
+            positions_QS = torch.arange(start + T, device=ids_QT.device).expand(Q, start + T)
+            visible_QTS = positions_QT[:, :, None] >= positions_QS[:, None, :]
+            visible_QTS = within_window(visible_QTS, positions_QT, positions_QS, self.architecture.window)
+        check(ids_QT=ids_QT, positions_QT=positions_QT, visible_QTS=visible_QTS, S=start + T)
+        return self.model(ids_QT, positions_QT, visible_QTS, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] → logits [..., V], in the weights' dtype."""
+        return F.linear(hidden, self.model.embed_tokens.weight if self.architecture.tied else self.lm_head.weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed_tokens.weight.dtype
+
+
+class Decoder(nn.Module):
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.embed_tokens = nn.Embedding(architecture.vocabulary, architecture.width)
+        self.layers = nn.ModuleList(Layer(architecture, index) for index in range(architecture.layers))
+        self.norm = RMSNorm(architecture.width, architecture)
+
+    def forward(self, ids_QT: Tensor, positions_QT: Tensor, visible_QTS: Tensor, cache: KVCache | None) -> Tensor:
+        x_QTD = self.embed_tokens(ids_QT)
+        if self.architecture.embedding_scale != 1.0:        # rounded to the weights' dtype, as Gemma was trained
+            x_QTD = x_QTD * torch.tensor(self.architecture.embedding_scale, dtype=x_QTD.dtype)
+        rotary = rotary_angles(self.architecture, positions_QT, x_QTD.dtype)
+        for layer in self.layers:
+            x_QTD = layer(x_QTD, rotary, visible_QTS, cache)
+        return self.norm(x_QTD)
+
+
+class Layer(nn.Module):
+    def __init__(self, architecture: Architecture, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(architecture.width, architecture)
+        self.self_attn = Attention(architecture, index)
+        self.post_attention_layernorm = RMSNorm(architecture.width, architecture)
+        self.mlp = MLP(architecture)
+
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], visible_QTS: Tensor, cache: KVCache | None) -> Tensor:
+        x_QTD = x_QTD + self.self_attn(self.input_layernorm(x_QTD), rotary, visible_QTS, cache)
+        return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD))
+
+
+class Attention(nn.Module):
+    def __init__(self, architecture: Architecture, index: int) -> None:
+        super().__init__()
+        self.index, self.head_size = index, architecture.head_size
+        D, N, M, H = architecture.width, architecture.heads, architecture.kv_heads, architecture.head_size
+        self.q_proj = nn.Linear(D, N * H, bias=architecture.qkv_bias)
+        self.k_proj = nn.Linear(D, M * H, bias=architecture.qkv_bias)
+        self.v_proj = nn.Linear(D, M * H, bias=architecture.qkv_bias)
+        self.o_proj = nn.Linear(N * H, D, bias=architecture.output_bias)
+        self.q_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
+
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], visible_QTS: Tensor, cache: KVCache | None) -> Tensor:
+        query_QTNH, key_QTMH, value_QTMH = (
+            projection(x_QTD).unflatten(-1, (-1, self.head_size))
+            for projection in (self.q_proj, self.k_proj, self.v_proj))
+        query_QNTH = rotate(self.q_norm(query_QTNH), rotary).transpose(1, 2)
+        key_QMSH = rotate(self.k_norm(key_QTMH), rotary).transpose(1, 2)
+        value_QMSH = value_QTMH.transpose(1, 2)
+        if cache is not None:
+            key_QMSH, value_QMSH = cache.write(self.index, key_QMSH, value_QMSH)
+        out_QNTH = F.scaled_dot_product_attention(query_QNTH, key_QMSH, value_QMSH, attn_mask=visible_QTS[:, None],
+                                                  enable_gqa=query_QNTH.shape[1] != key_QMSH.shape[1])
+        return self.o_proj(out_QNTH.transpose(1, 2).flatten(2))
+
+
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+
+
+class MLP(nn.Module):
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        D, inner, bias = architecture.width, architecture.mlp_width, architecture.mlp_bias
+        self.gate_proj = nn.Linear(D, inner, bias=bias)
+        self.up_proj = nn.Linear(D, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, D, bias=bias)
+        self.activation = ACTIVATIONS[architecture.activation]
+
+    def forward(self, x_QTD: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.gate_proj(x_QTD)) * self.up_proj(x_QTD))
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean(x²) + eps) · (offset + weight), in float32 inside."""
+
+    def __init__(self, size: int, architecture: Architecture) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps, self.offset = architecture.norm_eps, architecture.norm_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float() + self.offset, self.eps).to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- rotary positions
+def rotary_angles(architecture: Architecture, positions_QT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos_QTH and sin_QTH of every position (arXiv 2104.09864), computed in float32; both halves of H alike."""
+    exponents = torch.arange(0, architecture.head_size, 2, device=positions_QT.device).float() / architecture.head_size
+    frequencies = 1.0 / architecture.rope_theta ** exponents
+    if architecture.rope_scaling is not None:
+        frequencies = stretched(frequencies, architecture.rope_scaling)
+    angles = positions_QT[:, :, None].float() * frequencies
+    angles_QTH = torch.cat([angles, angles], dim=-1)
+    return angles_QTH.cos().to(dtype), angles_QTH.sin().to(dtype)
+
+
+def stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Rotary frequencies for longer contexts; "llama3" as in Llama 3.1: fast ones (short wavelengths) stay, slow ones are
+    divided by the factor, those between are interpolated."""
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_positions * frequencies / (2 * torch.pi)           # full turns within the old context
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def rotate(x_QTNH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (i, i + H/2) of each head by the position's angles."""
+    cos_QTH, sin_QTH = rotary
+    first, second = x_QTNH.chunk(2, dim=-1)
+    return x_QTNH * cos_QTH[:, :, None] + torch.cat([-second, first], dim=-1) * sin_QTH[:, :, None]

@@ -1,0 +1,59 @@
+"""When a completion ends: stop ids and stop strings as one finite automaton over tokens. Knows bytes and ids only.
+
+A completion is over with the token that is a stop id or completes a stop string, wherever in the token the string ends and
+over however many tokens it stretches. The automaton is Aho and Corasick's (1975) over the strings' bytes, driven a token at
+a time: its state is one integer per sequence, its table a tensor, so a search can look ahead over the whole vocabulary
+without leaving the device.
+"""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """``next_UV``: state after a token; state 0 is the start, the last state (U − 1) is "ended". ``ends_UV``: next is ended."""
+
+    next_UV: Tensor
+    ends_UV: Tensor
+
+    def to(self, device: torch.device) -> "Stopping":
+        return Stopping(self.next_UV.to(device), self.ends_UV.to(device))
+
+
+def compile_stopping(token_bytes: Sequence[bytes], stop_ids: Sequence[int], stop_strings: Sequence[str]) -> Stopping:
+    """The automaton of a vocabulary (``token_bytes[id]``: what the token adds to the text; special tokens add nothing).
+
+    >>> vocabulary = [b"<eos>", b"a", b"ab", b"b;"]
+    >>> stopping = compile_stopping([b"", *vocabulary[1:]], stop_ids=[0], stop_strings=["aab"])
+    >>> state = 0
+    >>> for token in (1, 1, 2):                 # "a", "a", "ab": the third token completes "aab"
+    ...     ended, state = bool(stopping.ends_UV[state, token]), int(stopping.next_UV[state, token])
+    >>> ended, bool(stopping.ends_UV[0, 0]), bool(stopping.ends_UV[0, 2])
+    (True, True, False)
+    """
+    prefixes = sorted({text.encode()[:i] for text in stop_strings for i in range(len(text.encode()))} | {b""}, key=len)
+    number = {prefix: i for i, prefix in enumerate(prefixes)}
+    needles, ended = tuple(text.encode() for text in stop_strings), len(prefixes)
+    if b"" in needles:
+        raise ValueError("a stop string is empty: every completion would end before it began")
+
+    def after(seen: bytes, added: bytes) -> int:
+        """The state when ``added`` follows a text whose longest tail that begins a stop string is ``seen``."""
+        text = seen + added
+        if any(needle in text for needle in needles):
+            return ended
+        return next(number[text[start:]] for start in range(len(text) + 1) if text[start:] in number)
+
+    next_UV = torch.zeros(ended + 1, len(token_bytes), dtype=torch.long)
+    relevant = {byte for needle in needles for byte in needle}
+    for token, added in enumerate(token_bytes):
+        if not added or not relevant.isdisjoint(added):         # anything else breaks every match: back to the start
+            for prefix, state in number.items():
+                next_UV[state, token] = after(prefix, added)
+    next_UV[:, list(stop_ids)] = ended
+    next_UV[ended] = ended
+    return Stopping(next_UV, next_UV == ended)

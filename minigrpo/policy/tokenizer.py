@@ -1,0 +1,83 @@
+"""tokenizer.json → ids and back, and what ends a completion. Padding is never inferred from ids. Knows no model."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer as Rust
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A Hugging Face tokenizer file and the model's stop ids (``eos_token_id``, one or several)."""
+
+    rust: Rust
+    stop_ids: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt; BOS and the like are added as the file's own post-processor says."""
+        return self.rust.encode(text).ids
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        """Text without special tokens."""
+        return self.rust.decode(list(ids), skip_special_tokens=True)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each id adds to a text, for the stopping automaton; special tokens add none."""
+        spec = json.loads(self.rust.to_str())
+        added = {token["id"]: token for token in spec["added_tokens"]}
+        decoders = spec.get("decoder") or {}
+        kinds = {part["type"] for part in decoders.get("decoders", [decoders]) if part}
+        piece = _byte_level if "ByteLevel" in kinds else _sentencepiece
+        out = [b""] * self.rust.get_vocab_size(with_added_tokens=True)
+        out += [b""] * (max(self.rust.get_vocab().values()) + 1 - len(out))          # some vocabularies have holes
+        for text, token in self.rust.get_vocab(with_added_tokens=True).items():
+            if token not in added:
+                out[token] = piece(text)
+            elif not added[token]["special"]:
+                out[token] = text.encode()
+        return out
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """``folder``: a Hugging Face model folder. Stop ids are those of config.json and generation_config.json together.
+
+    A missing or broken tokenizer.json: ``ValueError`` that names the file.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json")
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    stop_ids: dict[int, None] = {}
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        ids = config.get("eos_token_id")
+        stop_ids |= dict.fromkeys(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return Tokenizer(Rust.from_str(text), tuple(stop_ids))
+
+
+def _gpt2_alphabet() -> dict[str, int]:
+    """The printable stand-ins that byte-level BPE files use for the 256 bytes: printable Latin-1 for itself, the rest
+    moved up from code point 256 in order."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+_ALPHABET = _gpt2_alphabet()
+
+
+def _byte_level(piece: str) -> bytes:
+    return bytes(_ALPHABET[char] for char in piece)
+
+
+def _sentencepiece(piece: str) -> bytes:
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):          # byte fallback: <0x3B>
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("\u2581", " ").encode()

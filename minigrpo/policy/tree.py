@@ -1,0 +1,128 @@
+"""A group is a tree: the prompt is the trunk, its K completions are the branches. Slots, positions, visibility, cache.
+
+One rule: a token sees the trunk, its own ancestors in the branches, and itself (with a sliding window, only positions less
+than a window away). Padding sees itself only and is seen by no one: a row that saw nothing would be 0/0 in the softmax, and
+NaN spreads. Knows no model and no text.
+
+Layout of the S = P + K·C slots: trunk first, right-padded to P; then the branches, depth-major (slot P + c·K + k), so that
+while decoding the slots in use are a prefix. Positions are p_q + c, never slot numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from minigrpo.shapes import check
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts side by side: ``ids_QP`` right-padded with zeros, ``length_Q`` the true lengths p_q ≥ 1."""
+
+    ids_QP: Tensor
+    length_Q: Tensor
+
+    @property
+    def live_QP(self) -> Tensor:
+        return torch.arange(self.ids_QP.shape[1], device=self.ids_QP.device) < self.length_Q[:, None]
+
+    def __getitem__(self, groups: slice) -> "Prompts":
+        return Prompts(self.ids_QP[groups], self.length_Q[groups])
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Prompts:
+    """Ragged prompts (token ids) → ``Prompts``. An empty prompt has no token to predict from: ``ValueError``."""
+    if not prompts or not all(prompts):
+        raise ValueError("a prompt has no tokens")
+    length_Q = torch.tensor([len(ids) for ids in prompts])
+    ids_QP = torch.zeros(len(prompts), int(length_Q.max()), dtype=torch.long)
+    for row, ids in zip(ids_QP, prompts):
+        row[:len(ids)] = torch.tensor(ids)
+    return Prompts(ids_QP.to(device), length_Q.to(device))
+
+
+# ---------------------------------------------------------------------------------------------------------- visibility
+def trunk_visibility(live_QP: Tensor) -> Tensor:
+    """visible_QPP of the prompts alone: live tokens see live tokens up to themselves, padding sees itself."""
+    check(live_QP=live_QP)
+    causal_PP = torch.ones(live_QP.shape[1], live_QP.shape[1], dtype=torch.bool, device=live_QP.device).tril()
+    return (causal_PP & live_QP[:, None, :] & live_QP[:, :, None]) | torch.eye(
+        len(causal_PP), dtype=torch.bool, device=live_QP.device)
+
+
+def within_window(visible_QTS: Tensor, positions_QT: Tensor, positions_QS: Tensor, window: int | None) -> Tensor:
+    """``visible_QTS`` less what lies a sliding window or more behind."""
+    check(visible_QTS=visible_QTS, positions_QT=positions_QT, positions_QS=positions_QS)
+    if window is None:
+        return visible_QTS
+    return visible_QTS & (positions_QT[:, :, None] - positions_QS[:, None, :] < window)
+
+
+@dataclass(frozen=True)
+class ScoringTree:
+    """Finished completions laid out for one pass: prompts once, branches behind them.
+
+    ``predictor_QKC`` is the slot whose hidden state predicts completion token (k, c): trunk slot p_q − 1 for c = 0, else
+    the token before it in its branch. The shift by one happens here and nowhere else.
+    """
+
+    ids_QS: Tensor
+    positions_QS: Tensor
+    visible_QSS: Tensor
+    predictor_QKC: Tensor
+
+
+def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window: int | None = None) -> ScoringTree:
+    """Trunk and branches as one sequence of S = P + K·C slots. ``live_QKC`` (boolean) marks tokens that are not padding."""
+    check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, live_QKC=live_QKC)
+    (Q, K, C), P, device = ids_QKC.shape, prompts.ids_QP.shape[1], ids_QKC.device
+    depth_C, trunk_P = torch.arange(C, device=device), torch.arange(P, device=device)
+
+    def depth_major(x_QKC: Tensor) -> Tensor:
+        return x_QKC.transpose(1, 2).reshape(Q, C * K)
+
+    position_QKC = (prompts.length_Q[:, None, None] + depth_C).expand(Q, K, C)
+    positions_QS = torch.cat([trunk_P.expand(Q, P), depth_major(position_QKC)], dim=1)
+
+    branch_S = torch.arange(C * K, device=device) % K
+    depth_S = torch.arange(C * K, device=device) // K
+    ancestor_SS = (branch_S[:, None] == branch_S) & (depth_S[:, None] >= depth_S)
+    live_QS = depth_major(live_QKC)
+    visible_QSS = torch.zeros(Q, P + C * K, P + C * K, dtype=torch.bool, device=device)
+    visible_QSS[:, :P, :P] = trunk_visibility(prompts.live_QP)
+    visible_QSS[:, P:, :P] = live_QS[:, :, None] & prompts.live_QP[:, None, :]
+    visible_QSS[:, P:, P:] = live_QS[:, :, None] & live_QS[:, None, :] & ancestor_SS
+    visible_QSS = within_window(visible_QSS, positions_QS, positions_QS, window)
+    visible_QSS |= torch.eye(P + C * K, dtype=torch.bool, device=device)
+
+    inside_KC = P + (depth_C - 1) * K + torch.arange(K, device=device)[:, None]
+    predictor_QKC = torch.where(depth_C == 0, (prompts.length_Q - 1)[:, None, None], inside_KC)
+    return ScoringTree(torch.cat([prompts.ids_QP, depth_major(ids_QKC)], dim=1), positions_QS, visible_QSS, predictor_QKC)
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+@dataclass
+class KVCache:
+    """Keys and values of the slots filled so far, [Q, M, S, H] a layer; zeros at the start, so unseen slots are finite.
+
+    A call writes its T tokens to slots ``start … start + T`` and attends over the first ``start + T``.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    start: int = 0
+
+    @classmethod
+    def empty(cls, *, layers: int, groups: int, kv_heads: int, slots: int, head_size: int, dtype: torch.dtype,
+              device: torch.device | str) -> "KVCache":
+        shape = (groups, kv_heads, slots, head_size)
+        return cls(*([torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in "kv"))
+
+    def write(self, layer: int, key_QMTH: Tensor, value_QMTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this call's keys and values; return those of all slots filled by then."""
+        stop = self.start + key_QMTH.shape[2]
+        self.keys[layer][:, :, self.start:stop] = key_QMTH
+        self.values[layer][:, :, self.start:stop] = value_QMTH
+        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]

@@ -1,0 +1,173 @@
+"""Model folders in, adapters in and out, as safetensors: strict about names and shapes. Knows no training.
+
+A folder is Hugging Face's: config.json, model.safetensors or its shards with an index, tokenizer.json. Adapters are in
+peft's layout. Nothing is ever unpickled.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minigrpo.policy.architecture import read_architecture
+from minigrpo.policy.lora import adapter_parameters
+from minigrpo.policy.model import CausalLM
+from minigrpo.policy.stopping import Stopping, compile_stopping
+from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model, its tokenizer, and what ends its completions."""
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    stopping: Stopping
+
+
+def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | str,
+                stop_strings: tuple[str, ...] = ()) -> Policy:
+    """Model and tokenizer of a folder or hub id; completions end at the model's stop ids and at ``stop_strings``."""
+    folder = find_model(path)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, dtype=dtype, device=device)
+    token_bytes = tokenizer.token_bytes + [b""] * (model.architecture.vocabulary - len(tokenizer.token_bytes))
+    if len(token_bytes) > model.architecture.vocabulary:
+        raise ValueError(f"{folder}: tokenizer.json has {len(token_bytes)} ids and the model "
+                         f"{model.architecture.vocabulary}; they are not of one checkpoint")
+    return Policy(model, tokenizer, compile_stopping(token_bytes, tokenizer.stop_ids, stop_strings))
+
+
+def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> CausalLM:
+    """The decoder of a folder or hub id, frozen, in evaluation mode, every tensor cast to ``dtype`` on ``device``.
+
+    Raises ``ValueError`` that names what is no model folder, or the missing, extra or misshapen tensors.
+    """
+    folder = find_model(path)
+    architecture = read_architecture(_read_json(folder / "config.json"), str(folder / "config.json"))
+    with torch.device("meta"):
+        model = CausalLM(architecture)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # Some tied checkpoints still carry the head, and old ones their rotary frequencies: neither is a parameter here.
+    spare = {"lm_head.weight"} if architecture.tied else set()
+    state: dict[str, Tensor] = {}
+    for name, tensor in read_tensors(folder):
+        if name in spare or name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name in expected and tuple(tensor.shape) != expected[name]:
+            raise ValueError(f"{folder}: tensor {name} has shape {list(tensor.shape)}, config.json says "
+                             f"{list(expected[name])}")
+        state[name] = tensor.to(device=device, dtype=dtype)
+    _same_names(f"{folder}: the safetensors files", expected, state)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def find_model(path: str | Path) -> Path:
+    """A folder as it is; anything of the form ``owner/name`` that is no folder is fetched from the Hugging Face hub.
+
+    Only the files that are read are fetched, into the hub's own cache. Raises ``ValueError`` with what to do about it.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is no model folder: it has no config.json")
+        return folder
+    parts = str(path).split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+        raise ValueError(f"model.path: there is no folder {path}")
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise ValueError(f"model.path: there is no folder {path}, and the hub did not give a model of that name (unknown, "
+                         f"gated without a login, or out of reach): {str(error).splitlines()[0]}") from None
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of model.safetensors, or of the shards that model.safetensors.index.json names, one at a time."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in dict.fromkeys(_read_json(index)["weight_map"].values())]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        yield from _read_safetensors(file)
+
+
+def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                yield name, tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+
+
+def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
+
+
+def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, object]) -> None:
+    for problem, names in (("lack", sorted(expected.keys() - got.keys())), ("have no place for", sorted(got.keys() - expected.keys()))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"{what} {problem} {', '.join(names[:3])}{more}")
+
+
+# ------------------------------------------------------------------------------------------------------------ adapters
+PEFT_PREFIX = "base_model.model."
+
+
+def save_adapter(model: CausalLM, folder: Path, *, base: str, rank: int, alpha: float, targets: tuple[str, ...],
+                 rank_stabilised: bool) -> None:
+    """Write the adapters in peft's layout: adapter_model.safetensors and adapter_config.json, for the named ``base``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{PEFT_PREFIX}{name}.weight": parameter.detach().cpu().contiguous()
+               for name, parameter in adapter_parameters(model).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+              "lora_alpha": alpha, "lora_dropout": 0.0, "use_rslora": rank_stabilised, "bias": "none",
+              "target_modules": list(targets), "fan_in_fan_out": False, "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapter(model: CausalLM, folder: Path) -> None:
+    """Copy an adapter in peft's layout into the model's adapters (see ``adapter_config`` for adding them first).
+
+    Raises ``ValueError`` that names missing, extra or misshapen tensors.
+    """
+    parameters = {f"{PEFT_PREFIX}{name}.weight": parameter for name, parameter in adapter_parameters(model).items()}
+    tensors = dict(_read_safetensors(folder / "adapter_model.safetensors"))
+    _same_names(f"{folder}: the adapter's tensors", parameters, tensors)
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise ValueError(f"{folder}: tensor {name} has shape {list(tensors[name].shape)}, this model's adapter "
+                             f"{list(parameter.shape)}: an adapter of another base or rank")
+        parameter.data.copy_(tensors[name])
+
+
+def adapter_config(folder: Path) -> dict:
+    """The arguments of ``lora.add_lora`` for an adapter folder: rank, alpha, targets, rank_stabilised."""
+    config = _read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
+        raise ValueError(f"{folder}: only plain LoRA adapters are supported")
+    try:
+        return {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": tuple(config["target_modules"]),
+                "rank_stabilised": bool(config.get("use_rslora", False))}
+    except KeyError as missing:
+        raise ValueError(f"{folder / 'adapter_config.json'}: the key {missing} is missing") from None

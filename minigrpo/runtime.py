@@ -1,0 +1,37 @@
+"""Device, dtype and randomness: named here and nowhere else. Knows no model and no task."""
+
+import hashlib
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """"auto" is the first CUDA device, else the CPU. A device that is not there: ``ValueError``."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"model.device: {name!r} was asked for and this machine has no CUDA device")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """"auto" is bfloat16 on CUDA and float32 on the CPU, where bfloat16 is mostly slower."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return DTYPES[name]
+
+
+def generator(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator that depends on (seed, step, purpose) alone, so that resuming needs no stored randomness."""
+    digest = hashlib.sha256(f"minigrpo {seed} {step} {purpose}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Highest memory so far in bytes: allocated by PyTorch on a CUDA device, resident in this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

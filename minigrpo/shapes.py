@@ -1,0 +1,34 @@
+"""A tensor's name is its contract: ``check(logp_BC=x, advantage_B=y)``. Knows nothing but names and sizes."""
+
+from typing import Protocol
+
+
+class Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def check(**named: "Shaped | int") -> None:
+    """Check that every tensor has the axes its name ends in, and that equal letters mean equal sizes.
+
+    An integer ties a letter to a size; an axis written 1 has size one. Call it at the door of a public function.
+
+    Raises ``ValueError`` that names the tensor, the expected axes and the shape got.
+
+    >>> import torch
+    >>> check(logp_BC=torch.zeros(2, 3), advantage_B=torch.zeros(2), C=3)
+    >>> check(logp_BC=torch.zeros(2, 3), advantage_B=torch.zeros(4))
+    Traceback (most recent call last):
+    ValueError: advantage_B: expected [B] with B=2, got [4]
+    """
+    sizes = {name: size for name, size in named.items() if isinstance(size, int)}
+    for name, tensor in named.items():
+        if isinstance(tensor, int):
+            continue
+        axes, shape = name.rpartition("_")[2], tuple(tensor.shape)
+        fits = len(axes) == len(shape)
+        for axis, size in zip(axes, shape):
+            fits = fits and size == (1 if axis == "1" else sizes.setdefault(axis, size))
+        if not fits:
+            known = ", ".join(f"{axis}={sizes[axis]}" for axis in dict.fromkeys(axes) if axis in sizes)
+            raise ValueError(f"{name}: expected [{', '.join(axes)}]{f' with {known}' * bool(known)}, got {list(shape)}")
