@@ -113,6 +113,16 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
 
 
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file,
+              metadata={"format": "pt"})
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """All of one safetensors file; missing or torn: ``ValueError``."""
+    return dict(_read_safetensors(file))
+
+
 def _read_json(file: Path) -> dict:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
@@ -137,9 +147,8 @@ def save_adapter(model: CausalLM, folder: Path, *, base: str, rank: int, alpha: 
                  rank_stabilised: bool) -> None:
     """Write the adapters in peft's layout: adapter_model.safetensors and adapter_config.json, for the named ``base``."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{PEFT_PREFIX}{name}.weight": parameter.detach().cpu().contiguous()
-               for name, parameter in adapter_parameters(model).items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "adapter_model.safetensors",
+                 {f"{PEFT_PREFIX}{name}.weight": parameter for name, parameter in adapter_parameters(model).items()})
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
               "lora_alpha": alpha, "lora_dropout": 0.0, "use_rslora": rank_stabilised, "bias": "none",
               "target_modules": list(targets), "fan_in_fan_out": False, "inference_mode": True}
@@ -152,7 +161,7 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
     Raises ``ValueError`` that names missing, extra or misshapen tensors.
     """
     parameters = {f"{PEFT_PREFIX}{name}.weight": parameter for name, parameter in adapter_parameters(model).items()}
-    tensors = dict(_read_safetensors(folder / "adapter_model.safetensors"))
+    tensors = load_tensors(folder / "adapter_model.safetensors")
     _same_names(f"{folder}: the adapter's tensors", parameters, tensors)
     for name, parameter in parameters.items():
         if tensors[name].shape != parameter.shape:

@@ -1,0 +1,84 @@
+"""Evaluate: python eval.py CONFIG [--split S[,S...]] [--adapter DIR | --predictions FILE.jsonl] [--out DIR]
+
+Writes DIR/rows.jsonl, one question a line, and DIR/summary.json; prints the summary as a table.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from minigrpo.assemble import check_prompts_fit, open_judge, start_policy
+from minigrpo.config import Config, load_config
+from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, read_predictions, summarise
+from minigrpo.metrics import say, table
+from minigrpo.task.database import DatabaseError
+from minigrpo.task.questions import Question
+from minigrpo.task.temptabqa import load_questions
+
+
+def evaluate_model(cfg: Config, splits: dict[str, list[Question]]) -> list[Row]:
+    """Greedy SQL of the config's model (and adapter) for every question of the splits."""
+    if cfg.run.threads:
+        torch.set_num_threads(cfg.run.threads)
+    questions = [question for members in splits.values() for question in members]
+    policy = start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        check_prompts_fit(policy, judge, questions, cfg.generation.max_new_tokens)
+        return evaluate_policy(questions, policy, judge, cfg.generation, cfg.evaluation.batch)
+
+
+def evaluate_file(cfg: Config, splits: dict[str, list[Question]], sqls: dict[tuple[str, int], str | None]) -> list[Row]:
+    """Score the predictions that are there; no model is loaded."""
+    for split, index in sqls:
+        if split in splits and not 0 <= index < len(splits[split]):
+            raise ValueError(f"--predictions: there is no question {split}/{index}; {split} has {len(splits[split])}")
+    chosen = [splits[split][index] for split, index in sqls if split in splits]
+    if not chosen:
+        raise ValueError(f"--predictions: the file has no row of {', '.join(splits)}")
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        return evaluate_predictions(chosen, [sqls[question.split, question.index] for question in chosen], judge)
+
+
+def write(out: Path, rows: list[Row], summary: dict) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    cells = [["split", "n of N", "strict", "EMS", "REMS", "errors"]]
+    for split, line in summary.items():
+        cells.append([split, f"{line['n']} of {line['of']}",
+                      *(f"{line[name]:.2f}" for name in ("strict", "ems", "rems", "error_rate"))])
+    say(table(cells))
+    say(f"written: {out / 'rows.jsonl'}, {out / 'summary.json'}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Evaluate a policy, or a file of SQL.")
+    parser.add_argument("config", help="a TOML file, see configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override a key")
+    parser.add_argument("--split", help="comma-separated; default evaluation.split, or every split of the predictions")
+    parser.add_argument("--adapter", help="an adapter in peft's layout, such as a run's checkpoint")
+    parser.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
+    parser.add_argument("--out", type=Path, help="folder for the results; default <run.out>/eval")
+    args = parser.parse_args()
+    try:
+        cfg = load_config(args.config, args.set + [f"model.adapter={args.adapter}"] * bool(args.adapter))
+        sqls = read_predictions(args.predictions) if args.predictions else {}
+        default = dict.fromkeys(split for split, _ in sqls) or [cfg.evaluation.split]
+        names = args.split.split(",") if args.split else default
+        splits = {name: load_questions(cfg.task.path, name) for name in names}
+        rows = evaluate_file(cfg, splits, sqls) if args.predictions else evaluate_model(cfg, splits)
+        write(args.out or Path(cfg.run.out) / "eval", rows, summarise(rows, {name: len(splits[name]) for name in splits}))
+        return 0
+    except (ValueError, OSError, DatabaseError) as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

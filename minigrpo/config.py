@@ -1,0 +1,212 @@
+"""TOML → frozen dataclasses, strictly. Knows the shape of a config and nothing of what it configures.
+
+A section of the file is a dataclass, a key one of its fields; the field carries its doc and its range. Anything unknown,
+of a wrong type or out of range is one sentence: file, key, what was expected, what was got.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Sequence, get_args
+
+PASSWORD_VARIABLE = "MINIGRPO_DB_PASSWORD"      # secrets come from the environment, never from a file
+
+
+def key(default: Any, doc: str, *, low: float | None = None, high: float | None = None,
+        choices: Sequence[str] = ()) -> Any:
+    """A documented field: ``low`` and ``high`` bound numbers (inclusive), ``choices`` lists what a string may be."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True)
+class Task:
+    kind: str = key("temptabqa", "which benchmark", choices=("temptabqa",))
+    path: str = key("data/TEMPTABQA-C", "folder with the benchmark as published")
+    split: str = key("train", "split to train on")
+    template: str = key("plain", "how a question and a schema become a prompt", choices=("plain", "sqlcoder"))
+    samples: int = key(3, "sample values shown for each column of the schema", low=0)
+
+
+@dataclass(frozen=True)
+class Database:
+    engine: str = key("mariadb", "where SQL runs; mock: every query succeeds", choices=("mariadb", "sqlite", "mock"))
+    host: str = key("", "a given MariaDB server's host; with socket also empty a private server is started")
+    port: int = key(3306, "the given server's port", low=1, high=65535)
+    socket: str = key("", "the given server's unix socket")
+    user: str = key("", f"account on the given server; its password is read from ${PASSWORD_VARIABLE}")
+    time_limit: float = key(0.25, "seconds a query may take, enforced by the server", low=0.001)
+    max_rows: int = key(1000, "rows a result may have", low=1)
+    max_bytes: int = key(1_000_000, "bytes a result may have", low=1)
+    connections: int = key(4, "queries at once", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = key("", "a Hugging Face model folder, or a hub id")
+    dtype: str = key("auto", "of the base weights; auto: bfloat16 on CUDA, float32 on the CPU",
+                     choices=("auto", "float32", "bfloat16", "float16", "float64"))
+    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    adapter: str = key("", "an adapter in peft's layout to start from; it becomes the reference policy")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    rank: int = key(16, "rank R of the adapters", low=1)
+    alpha: float = key(32.0, "adapters are scaled by alpha / rank", low=0)
+    rank_stabilised: bool = key(False, "scale by alpha / √rank instead")
+    targets: tuple[str, ...] = key(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+                                   "names of the linear layers that get one")
+
+
+@dataclass(frozen=True)
+class Generation:
+    method: str = key("beam", "how the K candidates are found", choices=("beam", "sample"))
+    completions: int = key(2, "K, candidates a question", low=1)
+    max_new_tokens: int = key(384, "tokens a candidate may have, the stop token included", low=1)
+    stop_strings: tuple[str, ...] = key((";",), "a candidate ends where one of these is complete")
+    length_penalty: float = key(1.0, "beams are scored Σ log-prob / length^length_penalty")
+    early_stopping: bool = key(False, "stop as soon as K beams have finished")
+    temperature: float = key(1.0, "of sampling, and of scoring what was sampled", low=0.01)
+
+
+@dataclass(frozen=True)
+class Reward:
+    preset: str = key("paper", "a row of minigrpo.task.reward.PRESETS")
+
+
+@dataclass(frozen=True)
+class GRPO:
+    questions: int = key(8, "Q, questions a step", low=1)
+    updates_per_rollout: int = key(1, "optimiser steps on each batch; with 1 the ratio is exactly 1 and the clip never acts",
+                                   low=1)
+    learning_rate: float = key(1e-5, "of AdamW", low=0)
+    weight_decay: float = key(0.0, "of AdamW, decoupled", low=0)
+    max_grad_norm: float = key(1.0, "the gradient's norm is clipped to this", low=0)
+    clip_low: float = key(0.2, "the ratio is clipped below at 1 − clip_low", low=0, high=1)
+    clip_high: float = key(0.2, "the ratio is clipped above at 1 + clip_high", low=0)
+    kl_coef: float = key(0.04, "weight β of the KL penalty to the start policy", low=0)
+    kl_estimator: str = key("k3", "see grpo.kl_penalty", choices=("k3", "k2"))
+    aggregation: str = key("sequence", "mean over sequences (GRPO), over tokens (DAPO), or a constant (Dr. GRPO)",
+                           choices=("sequence", "token", "constant"))
+    scale: str = key("group", "advantages over the group's σ, or unscaled", choices=("group", "none"))
+    micro_batch_tokens: int = key(8192, "tree slots in one forward and backward pass (at least one question)", low=1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    split: str = key("dev", "split evaluated during training")
+    questions: int = key(0, "how many of its questions, from the first; 0: all", low=0)
+    batch: int = key(16, "questions decoded at once", low=1)
+
+
+@dataclass(frozen=True)
+class Run:
+    out: str = key("", "folder for metrics, samples and checkpoints")
+    seed: int = key(0, "of everything random", low=0)
+    steps: int = key(100, "GRPO steps", low=0)
+    evaluate_every: int = key(50, "steps between evaluations; 0: never", low=0)
+    save_every: int = key(25, "steps between checkpoints", low=1)
+    sample_every: int = key(10, "steps between printed samples; 0: never", low=0)
+    threads: int = key(0, "CPU threads of PyTorch; 0: its own choice", low=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    task: Task
+    database: Database
+    model: Model
+    lora: LoRA
+    generation: Generation
+    reward: Reward
+    grpo: GRPO
+    evaluation: Evaluation
+    run: Run
+
+
+SECTIONS = {section.name: section.type for section in dataclasses.fields(Config)}
+REQUIRED = ("model.path", "run.out")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply ``section.key=value`` overrides (values in TOML; a bare word is a string).
+
+    Raises ``ValueError`` with one sentence for anything wrong in either.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for name, values in table.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {name} stands outside any [section]")
+        for key_name, value in values.items():
+            _set(sections, f"{name}.{key_name}", value, str(path))
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--set {override}: expected section.key=value")
+        _set(sections, dotted.strip(), _parse_value(text.strip()), "--set")
+    config = Config(**{name: cls(**sections[name]) for name, cls in SECTIONS.items()})
+    for dotted in REQUIRED:
+        section, name = dotted.split(".")
+        if not getattr(getattr(config, section), name):
+            raise ValueError(f"{path}: {dotted} is missing: {_field(dotted).metadata['doc']}")
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as TOML that ``load_config`` reads back to an equal one."""
+    lines = []
+    for section, values in dataclasses.asdict(config).items():
+        # JSON's numbers, booleans, strings and lists of strings are TOML's too.
+        lines += [f"[{section}]", *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _field(dotted: str) -> dataclasses.Field:
+    section, _, name = dotted.partition(".")
+    return {f.name: f for f in dataclasses.fields(SECTIONS[section])}[name]
+
+
+def _set(sections: Mapping[str, dict[str, Any]], dotted: str, value: Any, source: str) -> None:
+    known = [f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
+    if dotted not in known:
+        nearest = difflib.get_close_matches(dotted, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{source}: there is no key {dotted}; the nearest is {nearest}")
+    section, _, name = dotted.partition(".")
+    sections[section][name] = _checked(_field(dotted), value, f"{source}: {dotted}")
+
+
+def _checked(spec: dataclasses.Field, value: Any, where: str) -> Any:
+    """``value`` as the field's type, in its range; an integer is a float where a float is wanted."""
+    low, high, choices = (spec.metadata[name] for name in ("low", "high", "choices"))
+    if spec.type is float and type(value) is int:
+        value = float(value)
+    if get_args(spec.type):                                         # the only generic type here: a tuple of strings
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{where}: expected a list of strings, got {value!r}")
+        return tuple(value)
+    if type(value) is not spec.type or value != value:
+        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r}")
+    if choices and value not in choices:
+        raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = " and ".join(f"{sign} {bound}" for sign, bound in (("≥", low), ("≤", high)) if bound is not None)
+        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {bounds}, got {value!r}")
+    return value
+
+
+_TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}

@@ -1,0 +1,81 @@
+"""A flat dict of numbers → JSONL and one console line; and the clock of a step's phases. Knows no meaning of any number."""
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Iterator, Mapping
+
+from tqdm import tqdm
+
+Metrics = dict[str, float]
+
+
+class Clock:
+    """Wall-clock seconds by phase: ``with clock("sql"): ...`` adds to ``clock.seconds["sql"]``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> Metrics:
+        return {f"seconds/{phase}": round(seconds, 6) for phase, seconds in self.seconds.items()}
+
+
+class JsonLines:
+    """An append-only JSONL file, one record a line, on disk as soon as written."""
+
+    def __init__(self, path: Path, *, keep_below: int | None = None) -> None:
+        """``keep_below``: first cut an existing file back to records whose "step" is smaller (a torn last line goes too)."""
+        if path.exists() and keep_below is not None:
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+                    if line.endswith("\n") and json.loads(line)["step"] < keep_below]
+            path.write_text("".join(kept), encoding="utf-8")
+        self.file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, object]) -> None:
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+# -------------------------------------------------------------------------------------------------------------- console
+def say(text: str = "") -> None:
+    """A line above the progress bar, if there is one."""
+    tqdm.write(text)
+
+
+def progress(total: int, *, initial: int = 0, unit: str = "step", description: str = "") -> tqdm:
+    return tqdm(total=total, initial=initial, unit=unit, desc=description, dynamic_ncols=True, smoothing=0.1,
+                bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}")
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """What to look at first, within 80 columns beside the bar's own text.
+
+    >>> headline({"reward": 312.5, "strict": 0.25, "kl": 0.00123, "error_rate": 0.5, "grad_norm": 0.8})
+    'reward 312.5 strict 25% kl 0.0012 err 50% grad 0.8'
+    """
+    return (f"reward {metrics['reward']:.4g} strict {metrics['strict']:.0%} kl {metrics['kl']:.2g} "
+            f"err {metrics['error_rate']:.0%} grad {metrics['grad_norm']:.2g}")
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of cells as aligned text; the first row is the head, the first column left-aligned.
+
+    >>> print(table([["split", "n"], ["dev", "282"]]))
+    split    n
+    dev    282
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+                     for row in rows)

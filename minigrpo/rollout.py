@@ -1,0 +1,111 @@
+"""Questions → groups: prompt, K completions, their SQL, its rows, their rewards. Knows no tensors and no loss.
+
+Up to here everything is plain Python, so a group can be logged, compared, and written by hand in a test.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Callable, Sequence
+
+import torch
+
+from minigrpo import config
+from minigrpo.metrics import Clock, Metrics
+from minigrpo.policy.search import Completion, beam_search, sample
+from minigrpo.policy.weights import Policy
+from minigrpo.task.database import STATUSES, Database, Execution, run_all
+from minigrpo.task.prompt import extract_sql
+from minigrpo.task.questions import Question
+from minigrpo.task.reward import Reward
+
+
+@dataclass(frozen=True)
+class Judge:
+    """All that turns a question into a prompt and its candidates into rewards: the task's side of a step.
+
+    As a context manager it closes its database.
+    """
+
+    prompt: Callable[[Question], str]
+    database: Database
+    reward: Callable[[Question, str | None, Execution], Reward]
+    connections: int
+
+    def __enter__(self) -> "Judge":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.database.close()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One candidate: its tokens, their text without special tokens, the SQL in it, what became of that, its reward."""
+
+    completion: Completion
+    text: str
+    sql: str | None
+    execution: Execution
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class Group:
+    """A question with its K candidates, best beam first."""
+
+    question: Question
+    prompt_ids: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+
+
+def collect(questions: Sequence[Question], policy: Policy, judge: Judge, generation: config.Generation, *,
+            generator: torch.Generator | None = None, clock: Clock) -> list[Group]:
+    """One group for each question. ``generator`` (on the policy's device) is used by sampling only."""
+    with clock("generate"):
+        prompts = [tuple(policy.tokenizer.encode(judge.prompt(question))) for question in questions]
+        candidates = generate(policy, prompts, generation, generator)
+        texts = [[policy.tokenizer.decode(completion.ids) for completion in group] for group in candidates]
+    with clock("execute"):
+        sqls = [[extract_sql(text) for text in group] for group in texts]
+        executions = iter(run_all(judge.database, [(sql, question.database) for question, group in zip(questions, sqls)
+                                                   for sql in group], judge.connections))
+    with clock("reward"):
+        return [Group(question, prompt_ids, tuple(
+                    Rollout(completion, text, sql, execution := next(executions), judge.reward(question, sql, execution))
+                    for completion, text, sql in zip(*members)))
+                for question, prompt_ids, *members in zip(questions, prompts, candidates, texts, sqls)]
+
+
+def generate(policy: Policy, prompts: Sequence[Sequence[int]], generation: config.Generation,
+             generator: torch.Generator | None) -> list[list[Completion]]:
+    """K completions a prompt, by the configured method, or "greedy" (evaluation)."""
+    common = dict(completions=generation.completions, max_new_tokens=generation.max_new_tokens, stopping=policy.stopping)
+    if generation.method == "greedy":
+        return sample(policy.model, prompts, **common, temperature=0.0)
+    if generation.method == "sample":
+        return sample(policy.model, prompts, **common, temperature=generation.temperature, generator=generator)
+    return beam_search(policy.model, prompts, **common, length_penalty=generation.length_penalty,
+                       early_stopping=generation.early_stopping)
+
+
+def group_metrics(groups: Sequence[Group]) -> Metrics:
+    """What to log of a batch of groups; shares are 0 … 1, lengths are in tokens.
+
+    ``reward_std`` is the mean of the groups' own σ; ``frac_reward_zero_std`` the share of groups in which it is 0 and
+    nothing can be learned; ``completions/clipped_ratio`` the share cut off by max_new_tokens.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    totals = [[rollout.reward.total for rollout in group.rollouts] for group in groups]
+    lengths = [len(rollout.completion.ids) for rollout in rollouts]
+    statuses = Counter(rollout.execution.status for rollout in rollouts)
+    return {
+        "reward": fmean(rollout.reward.total for rollout in rollouts),
+        "reward_std": fmean(map(pstdev, totals)),
+        "frac_reward_zero_std": fmean(len(set(group)) == 1 for group in totals),
+        **{term: fmean(rollout.reward.terms[term] for rollout in rollouts) for term in ("strict", "ems", "rems")},
+        "error_rate": 1 - statuses["ok"] / len(rollouts),
+        **{f"status/{status}": statuses[status] / len(rollouts) for status in STATUSES},
+        "completions/mean_length": fmean(lengths), "completions/max_length": max(lengths),
+        "completions/clipped_ratio": fmean(not rollout.completion.stopped for rollout in rollouts),
+    }

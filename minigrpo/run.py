@@ -1,0 +1,212 @@
+"""A run's folder: its steps, records, samples, checkpoints, signals and lock; resuming. Knows no loss and no SQL.
+
+    out/config.toml                        the resolved config
+    out/metrics.jsonl                      one record a step; evaluations among them ("dev/strict", ...)
+    out/samples.jsonl                      now and then a group in full
+    out/checkpoints/step-000025/           adapter in peft's layout, optimiser state, state.json
+
+A step is in the records only if it is in the state: resuming cuts the records back to the checkpoint it starts from.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Iterator, Mapping, Sequence
+
+import torch
+
+from minigrpo import config
+from minigrpo.metrics import Clock, JsonLines, Metrics, headline, progress, say
+from minigrpo.policy.lora import adapter_parameters
+from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
+from minigrpo.rollout import Group, group_metrics
+from minigrpo.task.answer import render_answer
+
+FORMAT = 1                                      # of state.json
+KEEP = 2                                        # checkpoints kept besides the best one on the evaluation split
+FREE_TO_CHANGE = ("database.", "evaluation.", "run.steps", "run.out", "run.evaluate_every", "run.save_every",
+                  "run.sample_every", "run.threads", "model.path", "grpo.micro_batch_tokens")
+
+
+class Run:
+    """Use as a context manager. On leaving, however that happens, the last whole step is saved.
+
+    The first SIGINT or SIGTERM ends the run after the step in progress; the second at once (``KeyboardInterrupt``).
+    """
+
+    def __init__(self, cfg: config.Config, policy: Policy, optimizer: torch.optim.Optimizer, adapter_facts: Mapping, *,
+                 resume: bool) -> None:
+        self.cfg, self.policy, self.optimizer, self.adapter_facts = cfg.run, policy, optimizer, adapter_facts
+        self.folder, self.done, self.saved = Path(cfg.run.out), 0, 0
+        self.best: dict[str, float] | None = None
+        self.signal: int | None = None
+        self.lock = lock_folder(self.folder)
+        if resume:
+            self._check_config(cfg)
+            self._load(newest_checkpoint(self.folder))
+        elif (self.folder / "config.toml").exists():
+            raise ValueError(f"{self.folder} already holds a run: go on with --resume, or choose another run.out")
+        (self.folder / "config.toml").write_text(config.dump_config(cfg), encoding="utf-8")
+        self.metrics = JsonLines(self.folder / "metrics.jsonl", keep_below=self.done)
+        self.samples = JsonLines(self.folder / "samples.jsonl", keep_below=self.done)
+        self.moves = self._optimizer_steps()
+
+    # ------------------------------------------------------------------------------------------------- the loop's side
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, counted from 0, until done or told to stop."""
+        while self.done < self.cfg.steps and self.signal is None:
+            yield self.done
+
+    def record(self, step: int, groups: Sequence[Group], report: Metrics, clock: Clock) -> None:
+        """A step is done: log it, show it, and every ``save_every`` steps save."""
+        metrics = {"step": step, **group_metrics(groups), **report, **clock.metrics()}
+        self.metrics.write(metrics)
+        if self.cfg.sample_every and step % self.cfg.sample_every == 0:
+            self.samples.write({"step": step, **dataclasses.asdict(groups[0])} | {"prompt_ids": None})
+            say(f"\nstep {step} · {show(groups[0])}")
+        self.done, self.moves = step + 1, self._optimizer_steps()
+        self.bar.set_postfix_str(headline(metrics), refresh=False)
+        self.bar.update()
+        if self.done % self.cfg.save_every == 0:
+            self.save()
+
+    def evaluation_due(self) -> bool:
+        every = self.cfg.evaluate_every
+        return bool(every) and self.signal is None and (self.done % every == 0 or self.done == self.cfg.steps)
+
+    def record_evaluation(self, split: str, summary: Mapping[str, float]) -> None:
+        """Log a summary of ``evaluate.summarise`` after the last step; the best so far by ``strict`` keeps its checkpoint."""
+        self.metrics.write({"step": self.done - 1, **{f"{split}/{name}": value for name, value in summary.items()
+                                                      if not isinstance(value, Mapping)}})
+        say(f"step {self.done - 1} · {split}: strict {summary['strict']:.1f} % · EMS {summary['ems']:.1f} · "
+            f"REMS {summary['rems']:.1f} · errors {summary['error_rate']:.1f} % · {summary['n']} of {summary['of']}")
+        if self.best is None or summary["strict"] > self.best["strict"]:
+            self.best = {"step": self.done, "strict": summary["strict"]}
+        self.save()
+
+    # ------------------------------------------------------------------------------------------------------ checkpoints
+    def save(self) -> None:
+        """Write a checkpoint of the last whole step: aside, then renamed into place; prune old ones."""
+        folder = checkpoint_folder(self.folder, self.done)
+        aside = folder.with_name(folder.name + ".writing")
+        shutil.rmtree(aside, ignore_errors=True)
+        save_adapter(self.policy.model, aside, **self.adapter_facts)
+        save_tensors(aside / "optimizer.safetensors", self._optimizer_tensors())
+        (aside / "state.json").write_text(json.dumps({"format": FORMAT, "step": self.done, "best": self.best}) + "\n")
+        for file in aside.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        self.saved = self.done
+        kept = {checkpoint_folder(self.folder, self.best["step"])} if self.best else set()
+        for old in checkpoints(self.folder)[:-KEEP]:
+            if old not in kept:
+                shutil.rmtree(old)
+
+    def _load(self, folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise ValueError(f"{folder}: checkpoint format {state['format']}, this program reads {FORMAT}")
+        load_adapter(self.policy.model, folder)
+        tensors = load_tensors(folder / "optimizer.safetensors")
+        for name, parameter in adapter_parameters(self.policy.model).items():
+            self.optimizer.state[parameter] = {
+                key.removeprefix(f"{name}/"): tensor.to("cpu" if tensor.ndim == 0 else parameter.device)
+                for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        self.done = self.saved = state["step"]
+        self.best = state["best"]
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        return {f"{name}/{key}": tensor for name, parameter in adapter_parameters(self.policy.model).items()
+                for key, tensor in self.optimizer.state.get(parameter, {}).items()}
+
+    def _optimizer_steps(self) -> float:
+        """How often the adapters have moved; changed since the last record, the state is in the middle of a step."""
+        return sum(float(state["step"]) for state in self.optimizer.state.values())
+
+    def _check_config(self, cfg: config.Config) -> None:
+        """Resuming under another config would make a run that no config describes."""
+        if not (self.folder / "config.toml").exists():
+            raise ValueError(f"--resume: {self.folder} holds no run")
+        then, now = _flat(config.load_config(self.folder / "config.toml")), _flat(cfg)
+        for dotted, value in now.items():
+            if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
+                raise ValueError(f"--resume: {dotted} was {then[dotted]!r} and is now {value!r}; "
+                                 f"to change it, start another run")
+
+    # ------------------------------------------------------------------------------------------------ entering, leaving
+    def __enter__(self) -> "Run":
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.bar = progress(self.cfg.steps, initial=self.done, description="train ")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.bar.close()
+        if self.moves == self._optimizer_steps() and self.saved != self.done:
+            self.save()
+        self.metrics.close()
+        self.samples.close()
+        self.lock.close()
+        if self.saved:
+            say(f"saved: {checkpoint_folder(self.folder, self.saved)} ({self.saved} steps)")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        say("stopping after this step (again: at once) ...")
+
+
+def lock_folder(folder: Path):
+    """Hold ``folder`` against a second process until the returned file is closed or we are gone, however we go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"{folder} is in use by another process") from None
+    return file
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(folder for folder in run.glob("checkpoints/step-*") if folder.suffix != ".writing")
+
+
+def newest_checkpoint(run: Path) -> Path:
+    found = checkpoints(run)
+    if not found:
+        raise ValueError(f"--resume: {run} has no checkpoint yet; start the run anew in another run.out")
+    return found[-1]
+
+
+def show(group: Group, width: int = 78) -> str:
+    """A group for the eye: question, gold answer, and each candidate's reward, outcome, SQL and rows."""
+    def fit(text: str) -> str:
+        text = " ".join(text.split())
+        return text if len(text) <= width else text[:width - 1] + "…"
+
+    lines = [f"{group.question.id}", fit(f"  question  {group.question.text}"), fit(f"  gold      {group.question.answer}")]
+    for rollout in group.rollouts:
+        execution = rollout.execution
+        rows = render_answer(execution.rows) if execution.ok else f"{execution.status} {execution.code or ''} {execution.error}"
+        lines += [f"  reward    {rollout.reward.total:g}", fit(f"    sql     {rollout.sql}"), fit(f"    rows    {rows}")]
+    return "\n".join(lines)
+
+
+def _flat(cfg: config.Config) -> dict[str, object]:
+    return {f"{section}.{name}": value for section, values in dataclasses.asdict(cfg).items()
+            for name, value in values.items()}

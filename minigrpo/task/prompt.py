@@ -1,0 +1,77 @@
+"""Question and schema → prompt text, and a completion's text → SQL. Knows no tokens.
+
+The templates are written out by hand, so what the model reads is what stands here.
+"""
+
+import re
+from collections import Counter
+
+from minigrpo.task.database import Table, Tables, create_table
+
+TEMPLATES = {
+    # SQLCoder-7B-2's, as its authors publish it (github.com/defog-ai/sqlcoder, prompt.md).
+    "sqlcoder": """### Task
+Generate a SQL query to answer [QUESTION]{question}[/QUESTION]
+
+### Database Schema
+The query will run on a database with the following schema:
+{schema}
+
+### Answer
+Given the database schema, here is the SQL query that answers [QUESTION]{question}[/QUESTION]
+[SQL]
+""",
+    "plain": "{schema}\n\n-- Question: {question}\n-- SQL:\n",
+}
+
+
+def render_prompt(template: str, question: str, schema: str) -> str:
+    """The prompt of one question, by a template's name. An unknown name: ``ValueError``."""
+    if template not in TEMPLATES:
+        raise ValueError(f"prompt template: expected one of {', '.join(TEMPLATES)}, got {template!r}")
+    return TEMPLATES[template].format(question=question.strip(), schema=schema)
+
+
+def schema_text(tables: Tables, samples: int) -> str:
+    """The schema as DDL, each column with up to ``samples`` of its most frequent values as a comment; keys have none."""
+    return "\n".join(_with_samples(table, samples) + ";" for table in tables)
+
+
+def _with_samples(table: Table, samples: int) -> str:
+    """CREATE TABLE's line i + 1 is column i; a comment goes behind it."""
+    lines = create_table(table, {"INT": "INT", "TEXT": "TEXT"}).splitlines()
+    for i, column in enumerate(table.columns):
+        if i == 0 or column.references or not samples:
+            continue
+        counts = Counter(row[i] for row in table.rows if row[i] is not None)
+        values = [value for value, _ in counts.most_common(samples)]
+        if values:
+            lines[i + 1] += f" -- {'' if len(counts) <= samples else 'e.g. '}{', '.join(map(_literal, values))}"
+    return "\n".join(lines)
+
+
+def _literal(value: object) -> str:
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+
+
+def extract_sql(completion: str) -> str | None:
+    """The first statement of a completion, up to the first ; outside quotes; of a ``` fenced block where there is one.
+
+    A single bare fence closes what stands before it (a template may have opened it). None where nothing is left. Whether
+    it is SQL is the database's to say.
+
+    >>> extract_sql("```sql\\nSELECT ';' FROM t; SELECT 2\\n```")
+    "SELECT ';' FROM t"
+    >>> extract_sql("SELECT 1\\n```\\nThis counts")
+    'SELECT 1'
+    >>> extract_sql("  ;") is None
+    True
+    """
+    block = re.search(r"```sql\b(.*?)(?:```|\Z)|```(.*?)```", completion, re.DOTALL | re.IGNORECASE)
+    if block:
+        text = block[1] or block[2] or ""
+    else:
+        before, _, behind = completion.partition("```")
+        text = before if before.strip() else behind
+    statement = re.match(r"""(?:[^;'"`]|'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z))*""", text)
+    return statement[0].strip() or None

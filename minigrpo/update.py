@@ -1,0 +1,56 @@
+"""One optimiser step on one batch: forward, loss, backward, clip, step. Knows no text and no database."""
+
+import torch
+
+from minigrpo import config
+from minigrpo.batch import Batch
+from minigrpo.grpo import grpo_loss, normaliser
+from minigrpo.metrics import Clock, Metrics
+from minigrpo.policy.logprobs import completion_logprobs
+from minigrpo.policy.lora import adapter_parameters
+from minigrpo.policy.model import CausalLM
+
+
+def make_optimizer(model: CausalLM, grpo: config.GRPO) -> torch.optim.AdamW:
+    """AdamW over the adapters (float32, state included); nothing else of the model moves."""
+    return torch.optim.AdamW(adapter_parameters(model).values(), lr=grpo.learning_rate, weight_decay=grpo.weight_decay)
+
+
+def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo: config.GRPO, *, length: int,
+           clock: Clock) -> Metrics:
+    """One step. ``length``: the constant of the "constant" aggregation, ``max_new_tokens``.
+
+    Micro-batches add up to the whole batch, because each divides by the whole batch's normaliser. A gradient that is not
+    finite is dropped (``skipped`` is 1): the adapters never absorb a NaN. ``logp_gap_mean`` and ``logp_gap_max`` compare
+    what the search saw with what scoring sees.
+    """
+    mask_BC = batch.mask_QKC.flatten(0, 1)
+    total = normaliser(mask_BC, mode=grpo.aggregation, length=length)
+    sums: dict[str, torch.Tensor] = {}
+    gaps = []
+    with clock("update"):
+        for part in batch.parts:
+            rows = batch.rows(part)
+            logp_BC = completion_logprobs(model, batch.prompts[part], batch.ids_QKC[part], batch.mask_QKC[part],
+                                          temperature=batch.temperature)
+            old_logp_BC = logp_BC.detach() if batch.old_logp_BC is None else batch.old_logp_BC[rows]
+            loss, metrics = grpo_loss(
+                logp_BC, old_logp_BC, batch.ref_logp_BC[rows], batch.advantage_QK[part].flatten(), mask_BC[rows],
+                clip_low=grpo.clip_low, clip_high=grpo.clip_high, kl_coef=grpo.kl_coef, kl_estimator=grpo.kl_estimator,
+                aggregation=grpo.aggregation, length=length, total=total)
+            loss.backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+            gaps.append((old_logp_BC - batch.generation_logp_BC[rows]).abs()[mask_BC[rows]])
+        gap_T = torch.cat(gaps)
+        return {**{name: value.item() for name, value in sums.items()}, **_step(model, optimizer, grpo.max_grad_norm),
+                "logp_gap_mean": gap_T.mean().item(), "logp_gap_max": gap_T.max().item()}
+
+
+def _step(model: CausalLM, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:
+    norm = torch.nn.utils.clip_grad_norm_(adapter_parameters(model).values(), max_grad_norm).item()
+    finite = norm == norm and abs(norm) != float("inf")
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"grad_norm": norm, "skipped": float(not finite)}
