@@ -25,7 +25,7 @@ def evaluate_policy(questions: Sequence[Question], policy: Policy, judge: Judge,
     # Prompts of like length sit side by side, so little is padded.
     order = sorted(range(len(questions)), key=lambda i: len(judge.prompt(questions[i])))
     rows: dict[int, Row] = {}
-    with progress(len(questions), unit="question", description="evaluate ") as bar:
+    with progress(len(questions), "evaluate", leave=False) as bar:
         for start in range(0, len(order), batch):
             chunk = order[start:start + batch]
             groups = collect([questions[i] for i in chunk], policy, judge, greedy, clock=Clock())

@@ -9,7 +9,7 @@ measured against the other sequences of its group. Each term below is a function
 puts them together. Log-probs are natural logarithms, float32 or wider; ``mask_BC`` is true where a token counts.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def normaliser(mask_BC: Tensor, *, mode: Aggregation, length: int | None = None)
     ``total`` that makes micro-batches add up to one batch.
     """
     _check_mask(mask_BC)
-    _one_of("mode", mode, ("sequence", "token", "constant"))
+    _one_of("mode", mode, get_args(Aggregation))
     if mode == "token":
         return mask_BC.sum()
     live = mask_BC.any(dim=-1).sum()
@@ -98,10 +98,11 @@ def aggregate(term_BC: Tensor, mask_BC: Tensor, *, mode: Aggregation = "sequence
 
     "sequence": mean over sequences of their token means (GRPO, arXiv 2402.03300) · "token": mean over tokens (DAPO,
     arXiv 2503.14476) · "constant": sum over sequences × ``length`` (Dr. GRPO, arXiv 2503.20783). ``total`` replaces the
-    divisor of this micro-batch by that of the whole batch (``normaliser``). With nothing live the result is 0.
+    divisor of this micro-batch by that of the whole batch (``normaliser``; at least 1). With nothing live the result is 0.
     """
     check(term_BC=term_BC, mask_BC=mask_BC)
     _check_mask(mask_BC)
+    _one_of("mode", mode, get_args(Aggregation))
     total = normaliser(mask_BC, mode=mode, length=length) if total is None else torch.as_tensor(total)
     term_BC = torch.where(mask_BC, term_BC, torch.zeros_like(term_BC))
     if mode == "sequence":
@@ -122,6 +123,7 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
     check(logp_BC=logp_BC, old_logp_BC=old_logp_BC, ref_logp_BC=ref_logp_BC, advantage_B=advantage_B, mask_BC=mask_BC)
     _check_mask(mask_BC)
     _one_of("kl_estimator", kl_estimator, ("k3", "k2"))
+    _one_of("aggregation", aggregation, get_args(Aggregation))
     logp_BC, old_logp_BC, ref_logp_BC = (torch.where(mask_BC, x_BC, torch.zeros_like(x_BC))
                                          for x_BC in (logp_BC, old_logp_BC, ref_logp_BC))
     how = dict(mode=aggregation, length=length, total=total)
@@ -134,7 +136,8 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
     clipped_BC = (objective_BC < ratio_BC * advantage_B[:, None]).to(ratio_BC)
     metrics = {"objective": objective, "kl": kl, "ratio": aggregate(ratio_BC, mask_BC, **how),
                "clip_ratio": aggregate(clipped_BC, mask_BC, **how)}
-    return kl_coef * kl - objective, {name: value.detach() for name, value in metrics.items()}
+    loss = kl_coef * kl - objective if kl_coef else -objective          # KL off is off: 0 · ∞ would be NaN
+    return loss, {name: value.detach() for name, value in metrics.items()}
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

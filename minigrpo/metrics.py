@@ -54,8 +54,8 @@ def say(text: str = "") -> None:
     tqdm.write(text)
 
 
-def progress(total: int, *, initial: int = 0, unit: str = "step", description: str = "") -> tqdm:
-    return tqdm(total=total, initial=initial, unit=unit, desc=description, dynamic_ncols=True, smoothing=0.1,
+def progress(total: int, description: str, *, initial: int = 0, leave: bool = True) -> tqdm:
+    return tqdm(total=total, initial=initial, desc=f"{description} ", leave=leave, dynamic_ncols=True, smoothing=0.1,
                 bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}")
 
 

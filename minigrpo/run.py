@@ -25,6 +25,7 @@ from minigrpo.metrics import Clock, JsonLines, Metrics, headline, progress, say
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.rollout import Group, group_metrics
+from minigrpo.runtime import peak_memory
 from minigrpo.task.answer import render_answer
 
 FORMAT = 1                                      # of state.json
@@ -64,7 +65,8 @@ class Run:
 
     def record(self, step: int, groups: Sequence[Group], report: Metrics, clock: Clock) -> None:
         """A step is done: log it, show it, and every ``save_every`` steps save."""
-        metrics = {"step": step, **group_metrics(groups), **report, **clock.metrics()}
+        metrics = {"step": step, **group_metrics(groups), **report, **clock.metrics(),
+                   "memory/peak_bytes": peak_memory(self.policy.model.device)}
         self.metrics.write(metrics)
         if self.cfg.sample_every and step % self.cfg.sample_every == 0:
             self.samples.write({"step": step, **dataclasses.asdict(groups[0])} | {"prompt_ids": None})
@@ -143,7 +145,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------ entering, leaving
     def __enter__(self) -> "Run":
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.bar = progress(self.cfg.steps, initial=self.done, description="train ")
+        self.bar = progress(self.cfg.steps, "train", initial=self.done)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -193,17 +195,18 @@ def newest_checkpoint(run: Path) -> Path:
     return found[-1]
 
 
-def show(group: Group, width: int = 78) -> str:
-    """A group for the eye: question, gold answer, and each candidate's reward, outcome, SQL and rows."""
-    def fit(text: str) -> str:
-        text = " ".join(text.split())
+def show(group: Group, width: int = 79) -> str:
+    """A group for the eye: question, gold answer, and each candidate's reward, outcome, SQL and rows; a line each."""
+    def line(label: str, text: str) -> str:
+        text = f"  {label:<9}" + " ".join(text.split())
         return text if len(text) <= width else text[:width - 1] + "…"
 
-    lines = [f"{group.question.id}", fit(f"  question  {group.question.text}"), fit(f"  gold      {group.question.answer}")]
-    for rollout in group.rollouts:
+    lines = [group.question.id, line("question", group.question.text), line("gold", group.question.answer)]
+    for number, rollout in enumerate(group.rollouts, start=1):
         execution = rollout.execution
-        rows = render_answer(execution.rows) if execution.ok else f"{execution.status} {execution.code or ''} {execution.error}"
-        lines += [f"  reward    {rollout.reward.total:g}", fit(f"    sql     {rollout.sql}"), fit(f"    rows    {rows}")]
+        rows = render_answer(execution.rows) if execution.ok else f"{execution.status}: {execution.error}"
+        lines += [line(f"{number} reward", f"{rollout.reward.total:g}"), line("  sql", str(rollout.sql)),
+                  line("  rows", rows)]
     return "\n".join(lines)
 
 

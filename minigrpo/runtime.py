@@ -1,6 +1,8 @@
 """Device, dtype and randomness: named here and nowhere else. Knows no model and no task."""
 
 import hashlib
+import resource
+import sys
 
 import torch
 
@@ -8,12 +10,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto" is the first CUDA device, else the CPU. A device that is not there: ``ValueError``."""
+    """"auto" is the first CUDA device, else the CPU. A device that is not there, or no device: ``ValueError``."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"model.device: {name!r} was asked for and this machine has no CUDA device")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"model.device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"model.device: {name!r} was asked for; CUDA devices here: {torch.cuda.device_count()}")
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -33,5 +39,5 @@ def peak_memory(device: torch.device) -> int:
     """Highest memory so far in bytes: allocated by PyTorch on a CUDA device, resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -25,7 +25,10 @@ def check(**named: "Shaped | int") -> None:
     for name, tensor in named.items():
         if isinstance(tensor, int):
             continue
-        axes, shape = name.rpartition("_")[2], tuple(tensor.shape)
+        _, underscore, axes = name.rpartition("_")
+        if not underscore:
+            raise ValueError(f"{name}: a tensor's name must end in its axes, as in {name}_BC")
+        shape = tuple(tensor.shape)
         fits = len(axes) == len(shape)
         for axis, size in zip(axes, shape):
             fits = fits and size == (1 if axis == "1" else sizes.setdefault(axis, size))

@@ -29,7 +29,7 @@ def completion_logprobs(model: nn.Module, prompts: Prompts, ids_QKC: Tensor, mas
     ids_T = ids_QKC[group, branch, depth]
     logp_T = torch.cat([checkpoint(token_logprobs, model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature,
                                    use_reentrant=False)
-                        for i in range(0, len(ids_T), chunk)] or [hidden_TD.new_zeros(0, dtype=torch.float32)])
+                        for i in range(0, max(1, len(ids_T)), chunk)])       # no live token at all: one empty chunk
     logp_QKC = torch.zeros(mask_QKC.shape, dtype=logp_T.dtype, device=logp_T.device)
     return logp_QKC.index_put((group, branch, depth), logp_T).flatten(0, 1)
 

@@ -87,14 +87,14 @@ def freeze_reference(model: nn.Module) -> None:
 @contextmanager
 def reference(model: nn.Module) -> Iterator[None]:
     """Within the block the model is the start policy. Used around forward passes that need no gradient."""
-    layers = adapters(model).values()
-    for layer in layers:
+    before = {layer: layer.active for layer in adapters(model).values()}
+    for layer in before:
         layer.active = layer.start
     try:
         yield
     finally:
-        for layer in layers:
-            layer.active = (layer.lora_A, layer.lora_B)
+        for layer, active in before.items():
+            layer.active = active
 
 
 def merged_copy(model: nn.Module) -> nn.Module:

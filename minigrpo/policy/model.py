@@ -41,7 +41,7 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] → logits [..., V], in the weights' dtype."""
-        return F.linear(hidden, self.model.embed_tokens.weight if self.architecture.tied else self.lm_head.weight)
+        return F.linear(hidden, self.model.embed_tokens.weight) if self.architecture.tied else self.lm_head(hidden)
 
     @property
     def device(self) -> torch.device:

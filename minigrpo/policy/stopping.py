@@ -6,6 +6,7 @@ a time: its state is one integer per sequence, its table a tensor, so a search c
 without leaving the device.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -49,11 +50,17 @@ def compile_stopping(token_bytes: Sequence[bytes], stop_ids: Sequence[int], stop
         return next(number[text[start:]] for start in range(len(text) + 1) if text[start:] in number)
 
     next_UV = torch.zeros(ended + 1, len(token_bytes), dtype=torch.long)
-    relevant = {byte for needle in needles for byte in needle}
+    relevant, beginning = {byte for needle in needles for byte in needle}, defaultdict(list)
     for token, added in enumerate(token_bytes):
-        if not added or not relevant.isdisjoint(added):         # anything else breaks every match: back to the start
-            for prefix, state in number.items():
-                next_UV[state, token] = after(prefix, added)
+        beginning[added[:1]].append(token)
+        if not relevant.isdisjoint(added):                      # anything else leaves the start where it is
+            next_UV[0, token] = after(b"", added)
+    for seen, state in list(number.items())[1:]:                # shortest first: the row of its longest tail is ready
+        tail = next(number[seen[start:]] for start in range(1, len(seen) + 1) if seen[start:] in number)
+        next_UV[state] = next_UV[tail]                          # it acts as its tail, but for tokens that go on
+        for following in {needle[len(seen):][:1] for needle in needles if needle.startswith(seen)} | {b""}:
+            for token in beginning[following]:
+                next_UV[state, token] = after(seen, token_bytes[token])
     next_UV[:, list(stop_ids)] = ended
     next_UV[ended] = ended
     return Stopping(next_UV, next_UV == ended)

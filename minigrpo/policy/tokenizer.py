@@ -26,18 +26,15 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes each id adds to a text, for the stopping automaton; special tokens add none."""
-        spec = json.loads(self.rust.to_str())
-        added = {token["id"]: token for token in spec["added_tokens"]}
+        spec, vocabulary = json.loads(self.rust.to_str()), self.rust.get_vocab(with_added_tokens=True)
+        special = {token["id"] for token in spec["added_tokens"] if token["special"]}
         decoders = spec.get("decoder") or {}
         kinds = {part["type"] for part in decoders.get("decoders", [decoders]) if part}
         piece = _byte_level if "ByteLevel" in kinds else _sentencepiece
-        out = [b""] * self.rust.get_vocab_size(with_added_tokens=True)
-        out += [b""] * (max(self.rust.get_vocab().values()) + 1 - len(out))          # some vocabularies have holes
-        for text, token in self.rust.get_vocab(with_added_tokens=True).items():
-            if token not in added:
+        out = [b""] * (max(vocabulary.values()) + 1)            # not its length: some vocabularies have holes
+        for text, token in vocabulary.items():
+            if token not in special:
                 out[token] = piece(text)
-            elif not added[token]["special"]:
-                out[token] = text.encode()
         return out
 
 
@@ -50,16 +47,31 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{folder} has no tokenizer.json")
     try:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        rust = Rust.from_file(str(path))
+    except Exception as error:                                  # the Rust library raises nothing more specific
+        raise ValueError(f"{path} is not a tokenizer file: {error}") from None
+    rust.no_truncation()                                        # a file may carry both from whoever saved it
+    rust.no_padding()
     stop_ids: dict[int, None] = {}
-    for name in ("config.json", "generation_config.json"):
-        config = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
-        ids = config.get("eos_token_id")
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        ids = read_json(file).get("eos_token_id") if file.is_file() else None
         stop_ids |= dict.fromkeys(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    return Tokenizer(Rust.from_str(text), tuple(stop_ids))
+    return Tokenizer(rust, tuple(stop_ids))
+
+
+def read_json(file: Path, *required: str) -> dict:
+    """The object in a JSON file, with the ``required`` keys; anything else is a ``ValueError`` that names the file."""
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    if missing := [key for key in required if key not in content]:
+        raise ValueError(f"{file}: the key {missing[0]!r} is missing")
+    return content
 
 
 def _gpt2_alphabet() -> dict[str, int]:
@@ -74,6 +86,8 @@ _ALPHABET = _gpt2_alphabet()
 
 
 def _byte_level(piece: str) -> bytes:
+    if not _ALPHABET.keys() >= set(piece):                      # an added word such as four spaces stands for itself
+        return piece.encode()
     return bytes(_ALPHABET[char] for char in piece)
 
 

@@ -18,7 +18,7 @@ from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.stopping import Stopping, compile_stopping
-from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
+from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer, read_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device | s
     Raises ``ValueError`` that names what is no model folder, or the missing, extra or misshapen tensors.
     """
     folder = find_model(path)
-    architecture = read_architecture(_read_json(folder / "config.json"), str(folder / "config.json"))
+    architecture = read_architecture(read_json(folder / "config.json"), str(folder / "config.json"))
     with torch.device("meta"):
         model = CausalLM(architecture)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -81,21 +81,20 @@ def find_model(path: str | Path) -> Path:
     parts = str(path).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise ValueError(f"model.path: there is no folder {path}")
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (OSError, *HfHubHTTPError.__bases__) as error:       # its HTTP library's own: requests, httpx or httpx2
         raise ValueError(f"model.path: there is no folder {path}, and the hub did not give a model of that name (unknown, "
-                         f"gated without a login, or out of reach): {str(error).splitlines()[0]}") from None
+                         f"gated without a login, or out of reach): {(str(error) or repr(error)).splitlines()[0]}") from None
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of model.safetensors, or of the shards that model.safetensors.index.json names, one at a time."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in dict.fromkeys(_read_json(index)["weight_map"].values())]
+        files = [folder / name for name in dict.fromkeys(read_json(index, "weight_map")["weight_map"].values())]
     else:
         files = [folder / "model.safetensors"]
     for file in files:
@@ -121,15 +120,6 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """All of one safetensors file; missing or torn: ``ValueError``."""
     return dict(_read_safetensors(file))
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        raise ValueError(f"{file} is missing")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
 
 
 def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, object]) -> None:
@@ -167,16 +157,20 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
         if tensors[name].shape != parameter.shape:
             raise ValueError(f"{folder}: tensor {name} has shape {list(tensors[name].shape)}, this model's adapter "
                              f"{list(parameter.shape)}: an adapter of another base or rank")
+    for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
 
 
 def adapter_config(folder: Path) -> dict:
     """The arguments of ``lora.add_lora`` for an adapter folder: rank, alpha, targets, rank_stabilised."""
-    config = _read_json(folder / "adapter_config.json")
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
-        raise ValueError(f"{folder}: only plain LoRA adapters are supported")
-    try:
-        return {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": tuple(config["target_modules"]),
-                "rank_stabilised": bool(config.get("use_rslora", False))}
-    except KeyError as missing:
-        raise ValueError(f"{folder / 'adapter_config.json'}: the key {missing} is missing") from None
+    file = folder / "adapter_config.json"
+    config = read_json(file, "peft_type", "r", "lora_alpha", "target_modules")
+    plain = {"peft_type": "LORA", "bias": "none"} | dict.fromkeys(
+        ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save"))
+    for key, value in plain.items():
+        if key in config and (config[key] or None) != value:
+            raise ValueError(f"{file}: only plain LoRA adapters are supported, not {key} = {config[key]!r}")
+    if isinstance(config["target_modules"], str):
+        raise ValueError(f"{file}: target_modules must list the layers' last names, got {config['target_modules']!r}")
+    return {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": tuple(config["target_modules"]),
+            "rank_stabilised": bool(config.get("use_rslora", False))}

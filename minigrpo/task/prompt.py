@@ -21,7 +21,13 @@ The query will run on a database with the following schema:
 Given the database schema, here is the SQL query that answers [QUESTION]{question}[/QUESTION]
 [SQL]
 """,
-    "plain": "{schema}\n\n-- Question: {question}\n-- SQL:\n",
+    "plain": """Given this database schema, write one SQL query that answers the question.
+
+{schema}
+
+Question: {question}
+SQL query:
+""",
 }
 
 

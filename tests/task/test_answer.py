@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -99,7 +100,7 @@ parts = st.lists(st.text(alphabet="ab1 ", min_size=1, max_size=4).filter(str.str
 
 
 @given(parts, parts, st.randoms())
-def test_the_order_of_parts_changes_nothing(gold: list[str], output: list[str], random: object) -> None:
+def test_the_order_of_parts_changes_nothing(gold: list[str], output: list[str], random: Random) -> None:
     first = score_answer(",".join(gold), ",".join(output))
     random.shuffle(gold), random.shuffle(output)
     assert score_answer(",".join(gold), ",".join(output)) == first

@@ -1,5 +1,7 @@
 """The reward: each preset worked out in words, and what no execution may ever change."""
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,7 +59,7 @@ cells = st.lists(st.sampled_from(["Team", "Singles", "Doubles", "1", ""]), max_s
 
 
 @given(cells, st.sampled_from(sorted(PRESETS)), st.randoms())
-def test_order_of_rows_and_text_of_sql_change_nothing(values: list[str], preset: str, random: object) -> None:
+def test_order_of_rows_and_text_of_sql_change_nothing(values: list[str], preset: str, random: Random) -> None:
     reward = make_reward(preset)
     first = reward(QUESTION, "SELECT 1", ok(*values))
     random.shuffle(values)

@@ -57,7 +57,7 @@ def test_only_the_counterfactual_split_asks_the_counterfactual_database() -> Non
 
 def test_gold_sql_is_attached_where_it_is_known_to_be_right() -> None:
     found = load_questions(MINI, "counterfactual", gold_sql=MINI / "gold_sql.jsonl")
-    # Records 0 and 1 are answerable. Record 2 has no context: still a question, but its query ("SELECT 0") is not right.
+    # Records 0 and 1 are answerable. Record 2 has no context: a question still, but its query ("SELECT 0") is wrong.
     assert [question.gold_sql is not None for question in found] == [True, True, False]
     assert "Zeno Appiah" in (found[1].gold_sql or "")
 

@@ -1,0 +1,214 @@
+"""The decoder against transformers on tiny random checkpoints, and against itself on its three paths."""
+
+import pytest
+import torch
+
+from minigrpo.policy.architecture import RopeScaling
+from minigrpo.policy.model import stretched
+from minigrpo.policy.search import GrowingTree
+from minigrpo.policy.tree import KVCache, pad_prompts, scoring_tree
+from minigrpo.policy.weights import load_model
+
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)
+CASES = {
+    "llama": ("llama", {}),
+    "llama tied": ("llama", dict(tie_word_embeddings=True)),
+    "llama biases": ("llama", dict(attention_bias=True, mlp_bias=True)),
+    "llama one kv head": ("llama", dict(num_key_value_heads=1)),
+    "llama all kv heads": ("llama", dict(num_key_value_heads=4)),
+    "llama wide heads": ("llama", dict(head_dim=16)),
+    "llama gelu": ("llama", dict(hidden_act="gelu")),
+    "llama eps": ("llama", dict(rms_norm_eps=0.5)),
+    "llama theta": ("llama", dict(rope_theta=77.0)),
+    "llama linear rope": ("llama", dict(rope_scaling=dict(rope_type="linear", factor=3.0))),
+    # Old context 32, head 8, theta 50: wavelengths 2π·50^(i/4) = 6, 17, 44, 118: kept, between, and divided all occur.
+    "llama llama3 rope": ("llama", dict(rope_scaling=LLAMA3, rope_theta=50.0)),
+    "mistral, window 5": ("mistral", dict(sliding_window=5)),
+    "mistral, no window": ("mistral", dict(sliding_window=None)),
+    "gemma": ("gemma", {}),
+    "gemma untied, biases": ("gemma", dict(tie_word_embeddings=False, attention_bias=True)),
+    "qwen2": ("qwen2", {}),
+    "qwen2 tied": ("qwen2", dict(tie_word_embeddings=True)),
+    "qwen3": ("qwen3", {}),
+    "qwen3 biases, wide heads": ("qwen3", dict(attention_bias=True, head_dim=12)),
+}
+EACH = pytest.mark.parametrize("family, config", CASES.values(), ids=CASES.keys())
+PATHS = pytest.mark.parametrize("family, config", [CASES[name] for name in (
+    "llama", "llama llama3 rope", "mistral, window 5", "gemma", "qwen2", "qwen3")])
+
+
+def random_ids(*shape, seed=0, vocabulary=61):
+    return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(got, expected, tolerance=1e-4):
+    """Equal up to ``tolerance`` of the largest expected number: float32 sums in another order differ by about 1e-6 of
+    it."""
+    assert got.shape == expected.shape
+    difference, scale = float((got - expected).abs().max()), float(expected.abs().max())
+    assert difference <= tolerance * scale, f"{difference} on a scale of {scale}"
+
+
+@EACH
+def test_logits_equal_those_of_transformers(pair, family, config):
+    ours, theirs = pair(family, **config)
+    ids_QT = random_ids(3, 40)
+    assert_close(ours.logits(ours(ids_QT)), theirs(input_ids=ids_QT).logits, 2e-5)
+
+
+@pytest.mark.parametrize("family, config, plain", [
+    ("llama", dict(hidden_act="gelu"), {}),
+    ("llama", dict(rms_norm_eps=0.5), {}),
+    ("llama", dict(rope_theta=77.0), {}),
+    ("llama", dict(rope_scaling=dict(rope_type="linear", factor=3.0)), {}),
+    ("llama", dict(rope_scaling=LLAMA3, rope_theta=50.0), dict(rope_theta=50.0)),
+    ("mistral", dict(sliding_window=5), dict(sliding_window=None)),
+])
+def test_the_comparison_above_can_fail(pair, family, config, plain):
+    """A setting that changes no tensor's name or shape could be ignored unnoticed, did it not move the logits by over
+    1 %."""
+    changed, same = (pair(family, **settings)[1](input_ids=random_ids(3, 40)).logits for settings in (config, plain))
+    assert float((changed - same).abs().max()) > 1e-2 * float(same.abs().max())
+
+
+@PATHS
+def test_token_by_token_with_a_cache_equals_one_pass(pair, family, config):
+    model, _ = pair(family, **config)
+    ids_QT, arch = random_ids(2, 12), model.architecture
+    cache = KVCache.empty(layers=arch.layers, groups=2, kv_heads=arch.kv_heads, slots=12, head_size=arch.head_size,
+                          dtype=torch.float32, device="cpu")
+    pieces = []
+    for piece in ids_QT.split([4, 1, 1, 3, 1, 1, 1], dim=1):
+        pieces.append(model(piece, cache=cache))
+        cache.start += piece.shape[1]
+    assert_close(torch.cat(pieces, dim=1), model(ids_QT), 1e-5)
+
+
+@PATHS
+def test_scoring_tree_equals_each_sequence_alone(pair, family, config):
+    """Ragged prompts and completions in one pass; the hidden state that predicts each token equals that of a plain
+    causal pass over prompt + completion."""
+    model, theirs = pair(family, **config)
+    prompt_lengths, completion_lengths = [3, 8, 5], [[4, 6, 1], [6, 2, 3], [5, 6, 6]]
+    prompts = [random_ids(n, seed=n).tolist() for n in prompt_lengths]
+    ids_QKC, live_QKC = random_ids(3, 3, 6, seed=9), torch.arange(6) < torch.tensor(completion_lengths)[:, :, None]
+    tree = scoring_tree(pad_prompts(prompts), ids_QKC, live_QKC, window=model.architecture.window)
+    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)
+    assert hidden_QSD.isfinite().all()
+    for q, prompt in enumerate(prompts):
+        for k, length in enumerate(completion_lengths[q]):
+            sequence = torch.tensor([prompt + ids_QKC[q, k, :length].tolist()])
+            got = model.logits(hidden_QSD[q, tree.predictor_QKC[q, k, :length]])
+            expected = theirs(input_ids=sequence).logits[0, len(prompt) - 1:-1]
+            assert_close(got, expected, 2e-5)
+
+
+@PATHS
+def test_growing_tree_equals_each_sequence_alone_through_changes_of_parent(pair, family, config):
+    """Branches that swap parents at random see the history they took over: their logits are those of that history."""
+    model, theirs = pair(family, **config)
+    prompts, draw = [random_ids(n, seed=n).tolist() for n in (2, 9, 5)], torch.Generator().manual_seed(1)
+    K, C = 4, 7
+    tree = GrowingTree(model, pad_prompts(prompts), K, C)
+    histories = [[list(prompt) for _ in range(K)] for prompt in prompts]
+
+    def expected():
+        return torch.stack([theirs(input_ids=torch.tensor(group)).logits[:, -1] for group in histories])
+
+    assert_close(tree.prefill().expand(-1, K, -1), expected(), 2e-5)
+    for depth in range(C):
+        ids_QK = random_ids(3, K, seed=50 + depth)
+        parent_QK = torch.randint(0, K, (3, K), generator=draw) if depth % 3 else None
+        logits_QKV = tree.grow(ids_QK, parent_QK)
+        for q, group in enumerate(histories):
+            chosen = range(K) if parent_QK is None else parent_QK[q].tolist()
+            histories[q] = [[*group[parent], int(ids_QK[q, k])] for k, parent in enumerate(chosen)]
+        assert_close(logits_QKV, expected(), 2e-5)
+
+
+@PATHS
+def test_what_lies_in_padding_changes_no_live_bit(pair, family, config):
+    """Other ids in the padding of trunk and branches: every live slot's hidden state is the same, bit for bit."""
+    model, _ = pair(family, **config)
+    prompts = pad_prompts([[5, 6], random_ids(7).tolist()])
+    live_QKC = torch.arange(4) < torch.tensor([[4, 2], [1, 3]])[:, :, None]
+    clean_QKC = random_ids(2, 2, 4, seed=3) * live_QKC
+
+    def hidden(garbage):
+        ids_QP = prompts.ids_QP.where(prompts.live_QP, garbage)
+        tree = scoring_tree(type(prompts)(ids_QP, prompts.length_Q), clean_QKC.where(live_QKC, garbage), live_QKC,
+                            window=model.architecture.window)
+        live_QS = torch.cat([prompts.live_QP, live_QKC.transpose(1, 2).flatten(1)], dim=1)
+        return model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)[live_QS]
+
+    assert hidden(0).equal(hidden(37))
+
+
+def test_cache_slots_that_nobody_has_written_are_not_read(pair):
+    model, _ = pair("llama")
+    prompts = pad_prompts([[1, 2, 3], [4]])
+    trees = [GrowingTree(model, prompts, 2, 3) for _ in "ab"]
+    for tensor in trees[1].cache.keys + trees[1].cache.values:
+        tensor.fill_(torch.nan)
+    for ids_QK in [None, random_ids(2, 2), random_ids(2, 2, seed=1)]:
+        clean, poisoned = (tree.prefill() if ids_QK is None else tree.grow(ids_QK) for tree in trees)
+        assert clean.equal(poisoned)
+
+
+def test_causal_a_later_token_changes_nothing_before_it(pair):
+    model, _ = pair("llama")
+    ids_QT = random_ids(1, 10)
+    other_QT = ids_QT.clone()
+    other_QT[0, 6] = (other_QT[0, 6] + 1) % 61
+    before, after = model(ids_QT), model(other_QT)
+    assert before[:, :6].equal(after[:, :6]) and not before[:, 6].allclose(after[:, 6])
+
+
+def test_only_differences_of_positions_matter(pair):
+    """Rotary attention: all positions moved by 50 give the same hidden states."""
+    model, _ = pair("llama")
+    ids_QT, positions_QT = random_ids(2, 9), torch.arange(9).expand(2, 9)
+    causal_QTS = torch.ones(2, 9, 9, dtype=torch.bool).tril()
+    moved = model(ids_QT, positions_QT=positions_QT + 50, visible_QTS=causal_QTS)
+    assert_close(moved, model(ids_QT), 1e-5)
+
+
+def test_stretched_frequencies_by_hand():
+    # Old context 100 positions. A frequency of 2π·5/100 turns 5 times in it: more than 4, kept. 0.5 turns: fewer than
+    # 1, divided by 8. 2.5 turns lie half way from 1 to 4: half kept, half divided, 0.5 + 0.5 / 8 = 0.5625 of itself.
+    turns = torch.tensor([5.0, 0.5, 2.5])
+    frequencies = turns * 2 * torch.pi / 100
+    got = stretched(frequencies, RopeScaling("llama3", 8.0, 1.0, 4.0, 100)) / frequencies
+    torch.testing.assert_close(got, torch.tensor([1.0, 0.125, 0.5625]))
+    torch.testing.assert_close(stretched(frequencies, RopeScaling("linear", 4.0)), frequencies / 4)
+
+
+def test_bfloat16_stays_near_transformers_bfloat16(checkpoint):
+    """bf16 keeps 8 bits, 0.4 % a rounding; over two layers both models stray from float32 by a few per cent of the
+    scale."""
+    for family in ("llama", "gemma"):
+        folder, theirs = checkpoint(family)
+        ours, ids_QT = load_model(folder, dtype=torch.bfloat16, device="cpu"), random_ids(2, 20)
+        exact = theirs(input_ids=ids_QT).logits
+        got = ours.logits(ours(ids_QT))
+        assert got.dtype == torch.bfloat16
+        assert_close(got.float(), exact, 0.05)
+
+
+def test_wrong_shapes_are_named(pair):
+    model, _ = pair("llama")
+    with pytest.raises(ValueError, match="visible_QTS"):
+        model(random_ids(2, 5), visible_QTS=torch.ones(2, 5, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="positions_QT"):
+        model(random_ids(2, 5), positions_QT=torch.arange(4).expand(2, 4))
+
+
+@pytest.mark.slow
+def test_smollm2_equals_transformers(smollm2):
+    import transformers
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    ours = load_model(smollm2, dtype=torch.float32, device="cpu")
+    ids_QT = random_ids(2, 64, vocabulary=49152)
+    with torch.inference_mode():
+        assert_close(ours.logits(ours(ids_QT)), theirs(input_ids=ids_QT).logits)

@@ -1,0 +1,409 @@
+"""Beam search against transformers and against brute force; sampling against exact probabilities."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from minigrpo.policy.logprobs import completion_logprobs
+from minigrpo.policy.search import beam_search, sample
+from minigrpo.policy.stopping import compile_stopping
+from minigrpo.policy.tree import pad_prompts
+from minigrpo.policy.weights import load_model
+
+SMALL = dict(vocab_size=13)             # stops are frequent, and hypotheses of different lengths compete
+FAMILIES = [("llama", SMALL), ("mistral", SMALL | dict(sliding_window=4)), ("gemma", SMALL)]
+
+
+def stop_at(*stop_ids, vocabulary=13):
+    return compile_stopping([b""] * vocabulary, stop_ids, [])
+
+
+def random_prompts(count, length=None, seed=0, vocabulary=13):
+    draw = torch.Generator().manual_seed(seed)
+    lengths = [length or int(torch.randint(1, 9, (), generator=draw)) for _ in range(count)]
+    return [torch.randint(0, vocabulary, (n,), generator=draw).tolist() for n in lengths]
+
+
+def score(completion, length_penalty):
+    return sum(completion.logprobs) / len(completion.ids) ** length_penalty
+
+
+def cut(ids, stop_ids):
+    """Up to and with the first stop id."""
+    end = next((i + 1 for i, token in enumerate(ids) if token in stop_ids), len(ids))
+    return tuple(ids[:end])
+
+
+def assert_same(got, expected, tolerance=1e-4):
+    """The same completions in the same order, log-probs equal up to float32 sums in another order."""
+    for group, other in zip(got, expected, strict=True):
+        assert [c.ids for c in group] == [c.ids for c in other]
+        assert [c.stopped for c in group] == [c.stopped for c in other]
+        for one, two in zip(group, other):
+            assert one.logprobs == pytest.approx(two.logprobs, abs=tolerance)
+
+
+# ---------------------------------------------------------------------------------------- beam search and transformers
+def beams_of_transformers(model, prompts, K, C, stop_ids, length_penalty, early_stopping):
+    """[(ids with the stop token, score), …] a prompt, best first. Prompts of one length, so that nothing is padded."""
+    out = model.generate(torch.tensor(prompts), num_beams=K, num_return_sequences=K, max_new_tokens=C, do_sample=False,
+                         length_penalty=length_penalty, early_stopping=early_stopping, eos_token_id=list(stop_ids),
+                         pad_token_id=stop_ids[0], return_dict_in_generate=True, output_scores=True)
+    found = [(cut(ids[len(prompts[0]):], stop_ids), value) for ids, value in zip(
+        out.sequences.tolist(), out.sequences_scores.tolist())]
+    return [found[i:i + K] for i in range(0, len(found), K)]
+
+
+@pytest.mark.parametrize("early_stopping", [False, True], ids=["patient", "early"])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("K, C, stop_ids", [
+    (2, 6, (2,)), (4, 7, (2,)), (4, 6, (2, 5, 7)), (3, 1, (2,)), (2, 5, (2, 3, 4, 5, 6, 7))])
+def test_beams_equal_those_of_transformers(pair, K, C, stop_ids, length_penalty, early_stopping):
+    """Five prompts each for 40 settings: 200 searches. Sequences, their order and their scores."""
+    family, config = FAMILIES[(K + C) % 3]
+    ours, theirs = pair(family, **config)
+    prompts = random_prompts(5, length=4, seed=K * C)
+    expected = beams_of_transformers(theirs, prompts, K, C, stop_ids, length_penalty, early_stopping)
+    got = beam_search(ours, prompts, completions=K, max_new_tokens=C, stopping=stop_at(*stop_ids),
+                      length_penalty=length_penalty, early_stopping=early_stopping)
+    for group, other in zip(got, expected, strict=True):
+        assert [completion.ids for completion in group] == [ids for ids, _ in other]
+        assert [score(c, length_penalty) for c in group] == pytest.approx([value for _, value in other], abs=1e-4)
+        assert [completion.stopped for completion in group] == [ids[-1] in stop_ids for ids, _ in other]
+
+
+def test_the_settings_above_make_a_difference(pair):
+    """Else the comparison would prove little: penalties, early stopping and widths each change some of these beams."""
+    ours, _ = pair("mistral", **SMALL, sliding_window=4)
+    prompts = random_prompts(20, length=4)
+
+    def beams(K=4, **settings):
+        found = beam_search(ours, prompts, completions=K, max_new_tokens=7, stopping=stop_at(2, 5), **settings)
+        return [[completion.ids for completion in group[:2]] for group in found]
+
+    plain = beams()
+    assert beams(length_penalty=0.0) != plain and beams(length_penalty=2.0) != plain
+    assert beams(early_stopping=True) != plain and beams(K=2) != plain
+
+
+@pytest.mark.parametrize("stop_ids", [(2,), (2, 5, 7)])
+def test_one_beam_is_greedy(pair, stop_ids):
+    """Greedy decoding takes the likeliest token until that is a stop. So does a beam one wide without a length
+    penalty: a longer hypothesis can then only score worse than the finished one, and the search ends with it."""
+    ours, theirs = pair("llama", **SMALL)
+    prompts = random_prompts(10, length=5)
+    out = theirs.generate(torch.tensor(prompts), do_sample=False, max_new_tokens=6, eos_token_id=list(stop_ids),
+                          pad_token_id=stop_ids[0])
+    expected = [cut(ids[5:], stop_ids) for ids in out.tolist()]
+    greedy = sample(ours, prompts, completions=2, max_new_tokens=6, stopping=stop_at(*stop_ids), temperature=0)
+    beam = beam_search(ours, prompts, completions=1, max_new_tokens=6, stopping=stop_at(*stop_ids), length_penalty=0.0)
+    assert [[c.ids for c in group] for group in greedy] == [[ids, ids] for ids in expected]
+    assert [[c.ids for c in group] for group in beam] == [[ids] for ids in expected]
+
+
+# ------------------------------------------------------------------------------------------------ beams and brute force
+def all_completions(V, C, stop_ids):
+    """Every sequence that ends with its first stop id, or has C tokens and none."""
+    for length in range(1, C + 1):
+        for ids in itertools.product(range(V), repeat=length):
+            if not set(ids[:-1]) & set(stop_ids) and (ids[-1] in stop_ids or length == C):
+                yield ids
+
+
+def brute_force(model, prompt, V, C, stop_ids, length_penalty):
+    """(score, ids) of every completion, best first, each scored by a plain pass of transformers."""
+    found = []
+    for ids in all_completions(V, C, stop_ids):
+        logits = model(input_ids=torch.tensor([prompt + list(ids)])).logits[0, len(prompt) - 1:-1]
+        logp = logits.log_softmax(-1)[range(len(ids)), list(ids)].sum()
+        found.append((float(logp) / len(ids) ** length_penalty, ids))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("V, C, stop_ids, space", [
+    # Completions of V tokens of which v do not stop: v^c·(V − v) end at depth c + 1, and the last depth takes all V.
+    (3, 3, (2,), 1 + 2 + 4 * 3), (4, 2, (1, 2), 2 + 2 * 4), (3, 2, (), 9)])
+def test_a_beam_as_wide_as_the_space_equals_brute_force(pair, V, C, stop_ids, space, length_penalty):
+    ours, theirs = pair("llama", vocab_size=V, pad_token_id=None)
+    for prompt in random_prompts(4, vocabulary=V):
+        expected = brute_force(theirs, prompt, V, C, stop_ids, length_penalty)
+        assert len(expected) == space
+        [group] = beam_search(ours, [prompt], completions=space, max_new_tokens=C, length_penalty=length_penalty,
+                              stopping=stop_at(*stop_ids, vocabulary=V))
+        assert [score(c, length_penalty) for c in group] == pytest.approx([value for value, _ in expected], abs=1e-4)
+        assert {c.ids for c in group} == {ids for _, ids in expected}
+        assert [c.stopped for c in group] == [c.ids[-1] in stop_ids for c in group]
+
+
+def test_more_completions_than_exist_are_refused(pair):
+    # V = 3, C = 2, one stop: 1 + 2·3 = 7 completions. Without a stop and C = 1: 3.
+    ours, _ = pair("llama", vocab_size=3, pad_token_id=None)
+    for stop_ids, C, space in [((2,), 2, 7), ((), 1, 3)]:
+        settings = dict(max_new_tokens=C, stopping=stop_at(*stop_ids, vocabulary=3))
+        assert len(beam_search(ours, [[1], [0, 1]], completions=space, **settings)[1]) == space
+        with pytest.raises(ValueError, match=f"fewer than {space + 1} different completions"):
+            beam_search(ours, [[1], [0, 1]], completions=space + 1, **settings)
+
+
+# -------------------------------------------------------------------------------------------------- properties of beams
+@pytest.mark.parametrize("family, config", FAMILIES)
+def test_ragged_prompts_in_one_batch_equal_each_alone(pair, family, config):
+    ours, _ = pair(family, **config)
+    prompts = random_prompts(12)
+    settings = dict(completions=3, max_new_tokens=7, stopping=stop_at(2, 5), length_penalty=0.0)
+    together = beam_search(ours, prompts, **settings)
+    assert_same(together, [beam_search(ours, [prompt], **settings)[0] for prompt in prompts])
+    assert len({len(c.ids) for group in together for c in group}) > 2           # some finished long before others
+
+
+@pytest.mark.parametrize("family, config", FAMILIES)
+@pytest.mark.parametrize("searched", ["beams", "samples"])
+def test_logprobs_equal_those_of_scoring(pair, family, config, searched):
+    ours, _ = pair(family, **config)
+    prompts, temperature = random_prompts(6), 1.0
+    if searched == "beams":
+        found = beam_search(ours, prompts, completions=4, max_new_tokens=6, stopping=stop_at(2, 5))
+    else:
+        temperature = 0.8
+        found = sample(ours, prompts, completions=4, max_new_tokens=6, stopping=stop_at(2, 5), temperature=temperature,
+                       top_k=9, top_p=0.9, generator=torch.Generator().manual_seed(0))
+    ids_QKC, logp_QKC = torch.zeros(6, 4, 6, dtype=torch.long), torch.zeros(6, 4, 6)
+    mask_QKC = torch.zeros(6, 4, 6, dtype=torch.bool)
+    for q, k in itertools.product(range(6), range(4)):
+        completion = found[q][k]
+        n = len(completion.ids)
+        ids_QKC[q, k, :n], logp_QKC[q, k, :n], mask_QKC[q, k, :n] = (
+            torch.tensor(completion.ids), torch.tensor(completion.logprobs), True)
+    scored = completion_logprobs(ours, pad_prompts(prompts), ids_QKC, mask_QKC, temperature=temperature)
+    torch.testing.assert_close(logp_QKC.flatten(0, 1), scored, rtol=1e-5, atol=2e-5)
+
+
+def test_beams_of_a_prompt_are_different_and_best_first(pair):
+    ours, _ = pair("llama", **SMALL)
+    for length_penalty in (0.0, 1.0, 2.0):
+        for group in beam_search(ours, random_prompts(10), completions=5, max_new_tokens=5, stopping=stop_at(2),
+                                 length_penalty=length_penalty):
+            assert len({c.ids for c in group}) == 5
+            scores = [score(c, length_penalty) for c in group]
+            assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("method", ["beams", "greedy", "samples"])
+def test_stop_strings_equal_the_stop_ids_of_the_tokens_that_hold_them(pair, method):
+    """Where a string lies inside single tokens only, stopping at it is stopping at those tokens."""
+    ours, _ = pair("llama", **SMALL)
+    token_bytes = [b"a", b"b", b"x;", b"c", b"d", b";", b"ab"] + [b"e"] * 6
+    by_string, by_id = compile_stopping(token_bytes, [], [";"]), stop_at(2, 5)
+    prompts, settings = random_prompts(8), dict(completions=3, max_new_tokens=7)
+
+    def search(stopping):
+        if method == "beams":
+            return beam_search(ours, prompts, stopping=stopping, **settings)
+        return sample(ours, prompts, stopping=stopping, temperature=0 if method == "greedy" else 1.0,
+                      generator=torch.Generator().manual_seed(0), **settings)
+
+    assert search(by_string) == search(by_id)
+    assert any(c.stopped for group in search(by_id) for c in group)
+
+
+def ends(ids, token_bytes, needle):
+    return needle in b"".join(token_bytes[token] for token in ids)
+
+
+@pytest.mark.parametrize("method", ["beams", "samples"])
+def test_stop_strings_over_several_tokens(pair, method):
+    """"ab" from a, b or from xa, bx: a completion is stopped exactly if the string is in its text, and was not before
+    its last token. The automaton's state has to follow each beam through its changes of parent for that."""
+    ours, _ = pair("llama", vocab_size=5, pad_token_id=None)
+    token_bytes = [b"a", b"b", b"xa", b"bx", b"c"]
+    stopping, prompts = compile_stopping(token_bytes, [], ["ab"]), random_prompts(20, vocabulary=5)
+    if method == "beams":
+        found = beam_search(ours, prompts, completions=6, max_new_tokens=6, stopping=stopping)
+    else:
+        found = sample(ours, prompts, completions=6, max_new_tokens=6, stopping=stopping,
+                       generator=torch.Generator().manual_seed(0))
+    stopped = [c.stopped for group in found for c in group]
+    assert any(stopped) and not all(stopped)
+    for completion in itertools.chain(*found):
+        assert completion.stopped == ends(completion.ids, token_bytes, b"ab")
+        assert not ends(completion.ids[:-1], token_bytes, b"ab")
+        assert completion.stopped or len(completion.ids) == 6
+
+
+def test_stop_strings_in_a_beam_as_wide_as_the_space(pair):
+    """Brute force with the stop string "ab" over V = 3 tokens and C = 3: every sequence that ends with its first
+    "ab"."""
+    ours, theirs = pair("llama", vocab_size=3, pad_token_id=None)
+    token_bytes = [b"a", b"b", b"c"]
+    space = [ids for n in (1, 2, 3) for ids in itertools.product(range(3), repeat=n)
+             if not ends(ids[:-1], token_bytes, b"ab") and (ends(ids, token_bytes, b"ab") or n == 3)]
+    # "ab" itself, and the 27 sequences of three but for the three that begin with it: 25.
+    assert len(space) == 25
+    [group] = beam_search(ours, [[2, 1]], completions=25, max_new_tokens=3,
+                          stopping=compile_stopping(token_bytes, [], ["ab"]))
+    assert {c.ids for c in group} == set(space)
+    assert {c.ids for c in group if c.stopped} == {ids for ids in space if ends(ids, token_bytes, b"ab")}
+
+
+@pytest.mark.parametrize("search", [beam_search, sample])
+def test_prompts_that_are_empty_or_too_long_are_refused(pair, search):
+    ours, _ = pair("llama", **SMALL)                    # a context of 128
+    settings = dict(completions=2, max_new_tokens=8, stopping=stop_at(2))
+    assert len(search(ours, [[1] * 120], **settings)[0]) == 2
+    with pytest.raises(ValueError, match="121 tokens and 8 new ones do not fit the model's context of 128"):
+        search(ours, [[1], [1] * 121], **settings)
+    with pytest.raises(ValueError, match="no tokens"):
+        search(ours, [[1], []], **settings)
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+def assert_drawn_from(counts, probabilities):
+    """Pearson's χ² = Σ (n − Np)² / Np over the cells with an expectation of five or more (the rest pooled into one)
+    lies below its 99.99 % quantile, df·(1 − 2/9df + 3.72·√(2/9df))³ (Wilson and Hilferty). Cells of probability 0 stay
+    empty."""
+    N = sum(counts.values())
+    assert all(probabilities[cell] > 0 for cell in counts), "a token was drawn that cannot be"
+    large = [(counts[cell], N * p) for cell, p in probabilities.items() if N * p >= 5]
+    rest = (N - sum(n for n, _ in large), N - sum(e for _, e in large))
+    cells = large + [rest] * (rest[1] >= 5)
+    df = len(cells) - 1
+    chi2 = sum((n - e) ** 2 / e for n, e in cells)
+    assert chi2 < df * (1 - 2 / (9 * df) + 3.72 * math.sqrt(2 / (9 * df))) ** 3, f"χ² = {chi2}, df = {df}"
+
+
+def exact(model, prompt, temperature=1.0, allowed=lambda p: p):
+    """Probabilities of the next token by transformers' logits."""
+    p = (model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
+    p = allowed(p)
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_frequencies_of_two_tokens_are_their_probabilities(pair, temperature):
+    """10,000 draws of two tokens: joint frequencies against p(a)·p(b | a), where a stop (id 2) ends after one."""
+    ours, theirs = pair("llama", vocab_size=5, pad_token_id=None)
+    prompt = [1, 3, 4]
+    drawn = sample(ours, [prompt] * 500, completions=20, max_new_tokens=2, stopping=stop_at(2, vocabulary=5),
+                   temperature=temperature, generator=torch.Generator().manual_seed(0))
+    first = exact(theirs, prompt, temperature)
+    probabilities = {(2,): float(first[2])}
+    for a in (0, 1, 3, 4):
+        second = exact(theirs, prompt + [a], temperature)
+        probabilities |= {(a, b): float(first[a] * second[b]) for b in range(5)}
+    assert_drawn_from(Counter(c.ids for group in drawn for c in group), probabilities)
+
+
+def keep_top_k(k):
+    return lambda p: p.where(p >= p.sort(descending=True).values[k - 1], 0.0)
+
+
+def keep_top_p(limit):
+    """The likeliest tokens in order until their sum reaches the limit, the one that reaches it included."""
+    def cut_off(p):
+        kept, total = torch.zeros_like(p), 0.0
+        for token in p.argsort(descending=True).tolist():
+            if total < limit:
+                kept[token] = p[token]
+            total += float(p[token])
+        return kept
+
+    return cut_off
+
+
+@pytest.mark.parametrize("settings, allowed", [
+    (dict(top_k=1), keep_top_k(1)), (dict(top_k=4), keep_top_k(4)), (dict(top_k=99), lambda p: p),
+    (dict(top_p=0.1), keep_top_p(0.1)), (dict(top_p=0.6), keep_top_p(0.6)), (dict(top_p=0.95), keep_top_p(0.95)),
+    (dict(top_k=5, top_p=0.7), lambda p: keep_top_p(0.7)(keep_top_k(5)(p) / keep_top_k(5)(p).sum()))])
+def test_cut_distributions(pair, settings, allowed):
+    """4,000 draws of one token at temperature 1.5 against the distribution cut by hand. Log-probs stay those before
+    the cut."""
+    ours, theirs = pair("llama", **SMALL)
+    prompt = [1, 3, 4]
+    drawn = sample(ours, [prompt] * 200, completions=20, max_new_tokens=1, stopping=stop_at(2), temperature=1.5,
+                   generator=torch.Generator().manual_seed(0), **settings)
+    probabilities = dict(enumerate(exact(theirs, prompt, 1.5, allowed).tolist()))
+    counts = Counter(c.ids[0] for group in drawn for c in group)
+    if sum(p > 0 for p in probabilities.values()) == 1:
+        assert probabilities.keys() >= counts.keys() and [probabilities[t] for t in counts] == [1.0]
+    else:
+        assert_drawn_from(counts, probabilities)
+    uncut = exact(theirs, prompt, 1.5).log()
+    for completion in itertools.chain(*drawn):
+        assert completion.logprobs[0] == pytest.approx(float(uncut[completion.ids[0]]), abs=1e-4)
+
+
+def test_greedy_logprobs_are_those_at_temperature_one(pair):
+    ours, theirs = pair("llama", **SMALL)
+    [[completion]] = sample(ours, [[1, 3, 4]], completions=1, max_new_tokens=1, stopping=stop_at(2), temperature=0)
+    assert completion.logprobs[0] == pytest.approx(float(exact(theirs, [1, 3, 4]).max().log()), abs=1e-4)
+
+
+def draws(model, prompts, seed=0, **settings):
+    settings = dict(completions=4, max_new_tokens=6, stopping=stop_at(2)) | settings
+    return sample(model, prompts, generator=torch.Generator().manual_seed(seed), **settings)
+
+
+def test_the_generator_alone_decides(pair):
+    ours, _ = pair("llama", **SMALL)
+    prompts = random_prompts(5)
+    torch.manual_seed(1)
+    first = draws(ours, prompts)
+    torch.manual_seed(2)
+    assert draws(ours, prompts) == first
+    assert draws(ours, prompts, seed=1) != first
+
+
+def test_draws_of_a_group_are_not_copies(pair):
+    ours, _ = pair("llama", **SMALL)
+    drawn = draws(ours, random_prompts(5), completions=8, temperature=2.0)
+    assert all(len({c.ids for c in group}) > 1 for group in drawn)
+
+
+def test_a_finished_row_does_not_touch_the_others(pair):
+    """Stop id 2 ends some completions and not others. The same draws without any stop, cut at their first 2: whatever a
+    finished row goes on drawing, every completion is the same."""
+    ours, _ = pair("llama", **SMALL)
+    prompts = random_prompts(6)
+    stopping, never = draws(ours, prompts, max_new_tokens=8), draws(ours, prompts, max_new_tokens=8, stopping=stop_at())
+    assert [[c.ids for c in group] for group in stopping] == [[cut(c.ids, (2,)) for c in group] for group in never]
+    lengths = [len(c.ids) for group in stopping for c in group]
+    assert min(lengths) < max(lengths) == 8
+    for group, other in zip(stopping, never):
+        for one, two in zip(group, other):
+            assert one.logprobs == two.logprobs[:len(one.ids)]
+            assert one.stopped == (one.ids[-1] == 2)
+
+
+def test_ragged_prompts_greedy_in_one_batch_equal_each_alone(pair):
+    for family, config in FAMILIES:
+        ours, _ = pair(family, **config)
+        prompts = random_prompts(10)
+        settings = dict(completions=1, max_new_tokens=6, stopping=stop_at(2), temperature=0)
+        assert_same(sample(ours, prompts, **settings), [sample(ours, [p], **settings)[0] for p in prompts])
+
+
+def test_bfloat16_models_search_in_float32(checkpoint):
+    """Log-probs of a bf16 model are computed in float32: all 13 of them add up to one far better than bf16 could."""
+    model = load_model(checkpoint("llama", **SMALL)[0], dtype=torch.bfloat16, device="cpu")
+    [group] = beam_search(model, [[1, 3, 4]], completions=13, max_new_tokens=1, stopping=stop_at(2))
+    assert sum(math.exp(c.logprobs[0]) for c in group) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_smollm2_beams_equal_those_of_transformers(smollm2):
+    import transformers
+
+    from minigrpo.policy.weights import load_policy
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    policy = load_policy(smollm2, dtype=torch.float32, device="cpu")
+    texts = ["SELECT name FROM athletes WHERE", "The capital of France is", "def fibonacci(n):\n", "Q: 2 + 2 = ? A:"]
+    prompts = [policy.tokenizer.encode(text) for text in texts]
+    found = beam_search(policy.model, prompts, completions=4, max_new_tokens=12, stopping=policy.stopping)
+    for prompt, group in zip(prompts, found):
+        [expected] = beams_of_transformers(theirs, [prompt], 4, 12, policy.tokenizer.stop_ids, 1.0, False)
+        assert [c.ids for c in group] == [ids for ids, _ in expected]
+        assert [score(c, 1.0) for c in group] == pytest.approx([value for _, value in expected], abs=1e-4)

@@ -1,0 +1,153 @@
+"""Ids and back on tokenizers made on the spot, byte-level and sentencepiece-like, and on the real one where present."""
+
+import json
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Rust
+
+from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
+
+TEXTS = ["SELECT name FROM athletes WHERE age > 30;\n", "naïve café — 東京 🏃‍♀️", "  two  spaces\tand tabs\r\n",
+         "'it''s'"] * 4
+
+
+def byte_level():
+    """As GPT-2, Llama 3, Qwen and SmolLM2: bytes as printable stand-ins, merged."""
+    rust = Rust(models.BPE())
+    rust.pre_tokenizer, rust.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    rust.train_from_iterator(TEXTS, trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<eos>", "<|im_start|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    rust.add_tokens([AddedToken("    ", normalized=False), AddedToken("<tool>", normalized=False)])
+    return rust
+
+
+def sentencepiece(prefix_space=False):
+    """As Gemma, or with ``prefix_space`` as Llama 2: ▁ for space, <0x0A> for bytes that no piece covers."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"SELCTabcdenr;'", "é", "東"]
+    merges = [("S", "E"), ("L", "E"), ("SE", "LE"), ("C", "T"), ("SELE", "CT"), ("▁", "SELECT"), ("▁", "a"), ("a", "n")]
+    pieces += [first + second for first, second in merges]
+    rust = Rust(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True,
+                           fuse_unk=True))
+    space = normalizers.Replace(" ", "▁")
+    rust.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if prefix_space else space
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    rust.decoder = decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * prefix_space)
+    rust.add_special_tokens(["<unk>", "<s>", "</s>"])
+    # Gemma's file lists runs of spaces among its added tokens, spelled with ▁, and not as special.
+    rust.add_tokens([AddedToken("▁▁▁", normalized=False), AddedToken("<table>", normalized=False)])
+    return rust
+
+
+MADE = {"byte-level": byte_level(), "sentencepiece": sentencepiece()}
+EACH = pytest.mark.parametrize("rust", MADE.values(), ids=MADE.keys())
+
+
+@EACH
+@settings(max_examples=200, deadline=None)
+@given(text=st.one_of(st.text(max_size=20), st.text(alphabet="SELECTan ;\n▁é東🏃<>0x", max_size=20)))
+def test_decode_of_encode_is_the_text(rust, text):
+    # ▁ itself cannot survive a tokenizer that spells the space with it.
+    text = text.replace("▁", " ") if rust is MADE["sentencepiece"] else text
+    tokenizer = Tokenizer(rust, ())
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert b"".join(tokenizer.token_bytes[token] for token in tokenizer.encode(text)) == text.encode()
+
+
+@EACH
+def test_bytes_of_every_single_id_are_what_it_decodes_to(rust):
+    """One id alone may be half a character: the decoder shows that as �, and so do its bytes decoded with "replace"."""
+    tokenizer = Tokenizer(rust, ())
+    assert len(tokenizer.token_bytes) == rust.get_vocab_size()
+    for token, added in enumerate(tokenizer.token_bytes):
+        assert added.decode("utf-8", "replace") == tokenizer.decode([token]), rust.id_to_token(token)
+
+
+@EACH
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_bytes_of_any_ids_in_a_row_are_what_they_decode_to(rust, data):
+    tokenizer = Tokenizer(rust, ())
+    ids = data.draw(st.lists(st.integers(0, rust.get_vocab_size() - 1), max_size=12))
+    added = b"".join(tokenizer.token_bytes[token] for token in ids)
+    try:
+        text = added.decode()
+    except UnicodeDecodeError:
+        return                              # both decoders mark broken characters, in different numbers
+    assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_add_nothing_and_added_words_add_their_text():
+    for name, expected in [
+            ("byte-level", {"<eos>": b"", "<|im_start|>": b"", "<tool>": b"<tool>", "    ": b"    "}),
+            ("sentencepiece", {"</s>": b"", "<0x0A>": b"\n", "▁▁▁": b"   ", "<table>": b"<table>"})]:
+        tokenizer = Tokenizer(MADE[name], ())
+        assert {text: tokenizer.token_bytes[tokenizer.rust.token_to_id(text)] for text in expected} == expected
+
+
+def test_a_tokenizer_that_drops_the_first_space_has_it_in_its_bytes():
+    """Llama 2 puts a space before the text and drops it again at the start: the bytes are those of the text from then
+    on."""
+    tokenizer = Tokenizer(sentencepiece(prefix_space=True), ())
+    ids = tokenizer.encode("SELECT an é;")
+    assert tokenizer.decode(ids) == "SELECT an é;"
+    assert b"".join(tokenizer.token_bytes[token] for token in ids) == " SELECT an é;".encode()
+
+
+# ------------------------------------------------------------------------------------------------------------- the file
+def write(folder, rust=MADE["byte-level"], **files):
+    rust.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_files_own_post_processor_adds_bos(tmp_path):
+    rust = Rust.from_str(MADE["sentencepiece"].to_str())
+    rust.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = load_tokenizer(write(tmp_path, rust))
+    assert tokenizer.encode("an") == [1, *Tokenizer(MADE["sentencepiece"], ()).encode("an")]
+    assert tokenizer.decode(tokenizer.encode("an")) == "an"
+
+
+def test_truncation_and_padding_settings_of_the_file_do_not_touch_prompts(tmp_path):
+    """A tokenizer.json can carry the truncation and padding of whoever saved it; a prompt is never cut in silence."""
+    rust = Rust.from_str(MADE["byte-level"].to_str())
+    rust.enable_truncation(3)
+    rust.enable_padding(length=5)
+    tokenizer, text = load_tokenizer(write(tmp_path, rust)), "SELECT name FROM athletes; and more words"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("'")) == 1
+
+
+@pytest.mark.parametrize("files, expected", [
+    ({}, ()),
+    ({"config": {"eos_token_id": 7}}, (7,)),
+    ({"config": {"eos_token_id": 0}}, (0,)),
+    ({"config": {"eos_token_id": None}, "generation_config": {"eos_token_id": [3, 4]}}, (3, 4)),
+    ({"config": {"eos_token_id": 7}, "generation_config": {"eos_token_id": [107, 7]}}, (7, 107)),
+])
+def test_stop_ids_are_those_of_both_files_together(tmp_path, files, expected):
+    assert load_tokenizer(write(tmp_path, **files)).stop_ids == expected
+
+
+@pytest.mark.parametrize("content", [None, "{", "", "{}", "[]", '{"model": {"type": "Unheard"}}'])
+def test_a_missing_or_broken_file_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError) as error:
+        load_tokenizer(tmp_path)
+    assert "tokenizer.json" in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.slow
+def test_smollm2_tokenizer_equals_transformers(smollm2):
+    import transformers
+    ours, theirs = load_tokenizer(smollm2), transformers.AutoTokenizer.from_pretrained(smollm2)
+    for text in TEXTS + ["<|im_start|>user\nHello<|im_end|>"]:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text)) == theirs.decode(ours.encode(text), skip_special_tokens=True)
+    for token, added in enumerate(ours.token_bytes):
+        assert added.decode("utf-8", "replace") == ours.decode([token])

@@ -1,0 +1,156 @@
+"""Slots, positions and visibility of trunk and branches, by hand for a ragged example and as properties for random
+ones."""
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from minigrpo.policy.tree import KVCache, Prompts, pad_prompts, scoring_tree, trunk_visibility, within_window
+
+O, X = False, True
+
+
+def ragged_example(window=None):
+    """Two questions, K = 2, C = 2, P = 3. Question 0: prompt of 2 (slot 2 is padding), branch 0 has two tokens, branch
+    1 one. Question 1: prompt of 3, branch 0 has one token, branch 1 two."""
+    prompts = pad_prompts([[11, 12], [21, 22, 23]])
+    ids_QKC = torch.tensor([[[1, 2], [3, 0]], [[4, 0], [5, 6]]])
+    live_QKC = torch.tensor([[[X, X], [X, O]], [[X, O], [X, X]]])
+    return scoring_tree(prompts, ids_QKC, live_QKC, window=window)
+
+
+def test_prompts_are_padded_on_the_right_with_zeros():
+    prompts = pad_prompts([[5], [6, 7, 8]])
+    assert prompts.ids_QP.tolist() == [[5, 0, 0], [6, 7, 8]]
+    assert prompts.length_Q.tolist() == [1, 3]
+    assert prompts.live_QP.tolist() == [[X, O, O], [X, X, X]]
+    assert prompts[1:].ids_QP.tolist() == [[6, 7, 8]] and prompts[1:].length_Q.tolist() == [3]
+
+
+@pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
+def test_a_prompt_without_tokens_is_refused(prompts):
+    with pytest.raises(ValueError, match="no tokens"):
+        pad_prompts(prompts)
+
+
+def test_trunk_visibility_by_hand():
+    # Slot 2 of a prompt of two tokens is padding: it sees itself, nobody sees it.
+    assert trunk_visibility(torch.tensor([[X, X, O]])).tolist() == [[[X, O, O],
+                                                                     [X, X, O],
+                                                                     [O, O, X]]]
+
+
+def test_slots_and_positions_by_hand():
+    # Trunk slots 0..2, then depth-major: (depth 0, branch 0), (0, 1), (1, 0), (1, 1). Positions of a branch are p_q +
+    # c: 2 and 3 for the prompt of two, 3 and 4 for the prompt of three.
+    tree = ragged_example()
+    assert tree.ids_QS.tolist() == [[11, 12, 0, 1, 3, 2, 0], [21, 22, 23, 4, 5, 0, 6]]
+    assert tree.positions_QS.tolist() == [[0, 1, 2, 2, 2, 3, 3], [0, 1, 2, 3, 3, 4, 4]]
+
+
+def test_predictors_by_hand():
+    # c = 0 is predicted from the prompt's last token: slot 1 and slot 2. c = 1 from depth 0 of its branch: slots 3 and
+    # 4.
+    assert ragged_example().predictor_QKC.tolist() == [[[1, 3], [1, 4]], [[2, 3], [2, 4]]]
+
+
+def test_visibility_by_hand():
+    assert ragged_example().visible_QSS.tolist() == [
+        #  trunk    00 01 10 11
+        [[X, O, O,  O, O, O, O],         # prompt token 0
+         [X, X, O,  O, O, O, O],         # prompt token 1
+         [O, O, X,  O, O, O, O],         # padding: itself
+         [X, X, O,  X, O, O, O],         # depth 0, branch 0: the prompt and itself
+         [X, X, O,  O, X, O, O],         # depth 0, branch 1: not its sibling
+         [X, X, O,  X, O, X, O],         # depth 1, branch 0: its parent in slot 3
+         [O, O, O,  O, O, O, X]],        # depth 1, branch 1 is padding: itself
+        [[X, O, O,  O, O, O, O],
+         [X, X, O,  O, O, O, O],
+         [X, X, X,  O, O, O, O],
+         [X, X, X,  X, O, O, O],
+         [X, X, X,  O, X, O, O],
+         [O, O, O,  O, O, X, O],         # depth 1, branch 0 is padding
+         [X, X, X,  O, X, O, X]]]
+
+
+def test_a_window_of_two_by_hand():
+    # Less than two positions away: itself and the position before. Question 0: depth 0 (position 2) sees prompt token
+    # 1, depth 1 (position 3) sees depth 0 and no prompt.
+    visible_QSS = ragged_example(window=2).visible_QSS
+    assert visible_QSS[0].tolist() == [[X, O, O,  O, O, O, O],
+                                       [X, X, O,  O, O, O, O],
+                                       [O, O, X,  O, O, O, O],
+                                       [O, X, O,  X, O, O, O],
+                                       [O, X, O,  O, X, O, O],
+                                       [O, O, O,  X, O, X, O],
+                                       [O, O, O,  O, O, O, X]]
+
+
+def test_window_of_one_is_itself_and_no_window_changes_nothing():
+    positions_QT = torch.arange(4).expand(1, 4)
+    causal_QTS = torch.ones(1, 4, 4, dtype=torch.bool).tril()
+    assert within_window(causal_QTS, positions_QT, positions_QT, None).equal(causal_QTS)
+    assert within_window(causal_QTS, positions_QT, positions_QT, 1).equal(torch.eye(4, dtype=torch.bool)[None])
+    assert within_window(causal_QTS, positions_QT, positions_QT, 4).equal(causal_QTS)       # 3 away at most
+    assert not within_window(causal_QTS, positions_QT, positions_QT, 3)[0, 3, 0]            # exactly a window away
+
+
+@st.composite
+def groups(draw, holes=False):
+    """Prompts, live tokens (with ``holes`` not only at the ends of branches) and a window."""
+    Q, K, C = (draw(st.integers(1, 3)) for _ in "QKC")
+    lengths = draw(st.lists(st.integers(1, 5), min_size=Q, max_size=Q))
+    ends = draw(st.lists(st.integers(0, C), min_size=Q * K, max_size=Q * K))
+    live_QKC = torch.arange(C) < torch.tensor(ends).view(Q, K, 1)
+    if holes:
+        live_QKC &= torch.tensor(draw(st.lists(st.booleans(), min_size=C, max_size=C)))
+    return Prompts(torch.ones(Q, max(lengths), dtype=torch.long), torch.tensor(lengths)), live_QKC, draw(
+        st.one_of(st.none(), st.integers(1, 6)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(groups(holes=True))
+def test_the_rule_pair_by_pair(group):
+    """The rule read aloud, for every pair of slots: trunk, own ancestors, itself; a window counts positions."""
+    prompts, live_QKC, window = group
+    (Q, K, C), P = live_QKC.shape, prompts.ids_QP.shape[1]
+    tree = scoring_tree(prompts, live_QKC.long(), live_QKC, window=window)
+    for q in range(Q):
+        p = int(prompts.length_Q[q])
+        slots = [("trunk", None, s, s < p) for s in range(P)]                      # kind, branch, position, live
+        slots += [("branch", k, p + c, bool(live_QKC[q, k, c])) for c in range(C) for k in range(K)]
+        for i, (kind_i, branch_i, position_i, live_i) in enumerate(slots):
+            for j, (kind_j, branch_j, position_j, live_j) in enumerate(slots):
+                related = kind_j == "trunk" or branch_i == branch_j
+                sees = live_i and live_j and related and 0 <= position_i - position_j < (window or 10 ** 9)
+                assert bool(tree.visible_QSS[q, i, j]) == (sees or i == j), (q, i, j)
+    assert tree.visible_QSS.any(dim=-1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(groups())
+def test_a_predictor_is_the_token_just_before_and_is_seen_by_what_it_predicts(group):
+    prompts, live_QKC, _ = group
+    tree = scoring_tree(prompts, live_QKC.long(), live_QKC)
+    P, K = prompts.ids_QP.shape[1], live_QKC.shape[1]
+    for q, k, c in live_QKC.nonzero().tolist():
+        slot, predictor = P + c * K + k, int(tree.predictor_QKC[q, k, c])
+        assert tree.positions_QS[q, predictor] == tree.positions_QS[q, slot] - 1
+        assert tree.visible_QSS[q, slot, predictor]
+
+
+def test_wrong_shapes_are_named():
+    prompts = pad_prompts([[1], [2]])
+    with pytest.raises(ValueError, match="live_QKC"):
+        scoring_tree(prompts, torch.zeros(2, 3, 4, dtype=torch.long), torch.ones(2, 3, 5, dtype=torch.bool))
+
+
+def test_cache_starts_at_zero_and_returns_what_is_filled():
+    cache = KVCache.empty(layers=2, groups=1, kv_heads=1, slots=5, head_size=2, dtype=torch.float32, device="cpu")
+    assert all(not tensor.any() for tensor in cache.keys + cache.values)
+    assert cache.keys[0].data_ptr() != cache.keys[1].data_ptr() != cache.values[0].data_ptr()
+    cache.start = 2
+    keys, values = cache.write(1, torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 4.0))
+    # Slots 2 and 3 were written, so the first four are returned; layer 0 and slot 4 stay zero.
+    assert keys[0, 0, :, 0].tolist() == [0, 0, 3, 3] and values[0, 0, :, 0].tolist() == [0, 0, 4, 4]
+    assert not cache.keys[0].any() and not cache.keys[1][:, :, 4].any()

@@ -1,0 +1,329 @@
+"""Model folders and adapters on disk: what loads, what is refused and in which words."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, freeze_reference, reference
+from minigrpo.policy.weights import adapter_config, find_model, load_adapter, load_model, load_policy, save_adapter
+
+
+def random_ids(*shape):
+    return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(0))
+
+
+def logits(model):
+    return model.logits(model(random_ids(2, 12)))
+
+
+def load(folder, dtype=torch.float32):
+    return load_model(folder, dtype=dtype, device="cpu")
+
+
+@pytest.fixture
+def copy_of(checkpoint, tmp_path):
+    """copy_of(family, edit, **config) → a folder of its own whose tensors ``edit`` may change in place."""
+    def make(edit=None, family="llama", **config):
+        folder, _ = checkpoint(family, **config)
+        tensors = load_file(folder / "model.safetensors")
+        if edit:
+            edit(tensors)
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+        return tmp_path
+
+    return make
+
+
+# -------------------------------------------------------------------------------------------------------------- layouts
+def test_shards_equal_the_single_file(checkpoint, tmp_path):
+    folder, theirs = checkpoint("llama")
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 and not (tmp_path / "model.safetensors").exists()
+    single, sharded = dict(load(folder).named_parameters()), dict(load(tmp_path).named_parameters())
+    assert single.keys() == sharded.keys() and all(single[name].equal(sharded[name]) for name in single)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float32])
+def test_every_tensor_is_cast_to_the_dtype_asked_for(copy_of, stored, asked):
+    originals = {}
+
+    def store(tensors):
+        for name, tensor in tensors.items():
+            originals[name] = tensors[name] = tensor.to(stored)
+
+    model = load(copy_of(store), asked)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == asked and parameter.equal(originals[name].to(asked)), name
+
+
+def test_the_model_is_frozen_and_in_evaluation_mode(checkpoint):
+    model = load(checkpoint("llama")[0])
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_tied_with_and_without_the_head_in_the_file(copy_of, checkpoint):
+    folder, theirs = checkpoint("llama", tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    without = logits(load(folder))
+
+    def add_head(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    assert logits(load(copy_of(add_head, tie_word_embeddings=True))).equal(without)
+    torch.testing.assert_close(without, theirs(input_ids=random_ids(2, 12)).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_old_rotary_frequencies_are_passed_over(copy_of, checkpoint):
+    def add_frequencies(tensors):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
+
+    assert logits(load(copy_of(add_frequencies))).equal(logits(load(checkpoint("llama")[0])))
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+def refusal(call, *arguments, **options):
+    with pytest.raises(ValueError) as error:
+        call(*arguments, **options)
+    return str(error.value)
+
+
+def test_a_missing_tensor_is_named(copy_of):
+    folder = copy_of(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    assert refusal(load, folder) == f"{folder}: the safetensors files lack model.layers.1.mlp.up_proj.weight"
+
+
+def test_an_untied_model_without_a_head_is_refused(copy_of):
+    assert "lack lm_head.weight" in refusal(load, copy_of(lambda tensors: tensors.pop("lm_head.weight")))
+
+
+def test_an_extra_tensor_is_named(copy_of):
+    folder = copy_of(lambda tensors: tensors.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}))
+    assert "have no place for model.layers.0.self_attn.q_norm.weight" in refusal(load, folder)
+
+
+def test_biases_that_the_config_does_not_know_are_refused(copy_of, checkpoint):
+    """A Llama whose file has attention biases and whose config.json says none: never a silently different model."""
+    folder = copy_of(attention_bias=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_bias": False}))
+    # 2 layers × (q, k, v, o) = 8 biases: three are named, five counted.
+    assert "and 5 more" in refusal(load, folder)
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(copy_of):
+    folder = copy_of(lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
+    message = refusal(load, folder)
+    assert all(part in message for part in ["model.norm.weight", "[31]", "[32]"])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_named(copy_of, keep):
+    file = copy_of() / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:int(keep * file.stat().st_size)])
+    assert f"{file} is not a whole safetensors file" in refusal(load, file.parent)
+
+
+def test_a_missing_file_or_shard_is_named(copy_of):
+    folder = copy_of()
+    (folder / "model.safetensors").unlink()
+    assert f"{folder / 'model.safetensors'} is missing" in refusal(load, folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "2.safetensors"}}')
+    assert f"{folder / '2.safetensors'} is missing" in refusal(load, folder)
+
+
+def test_an_index_without_its_map_is_named(copy_of):
+    folder = copy_of()
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "model.safetensors.index.json" in refusal(load, folder)
+
+
+def test_a_config_that_is_not_json_is_named(copy_of):
+    folder = copy_of()
+    for content, problem in [("{vocab_size: 3", "is not valid JSON"), ("", "is not valid JSON"),
+                             ("[]", "holds no JSON object")]:
+        (folder / "config.json").write_text(content)
+        assert f"{folder / 'config.json'} {problem}" in refusal(load, folder)
+
+
+def test_a_folder_without_config_and_a_path_that_is_none(tmp_path):
+    assert "no config.json" in refusal(find_model, tmp_path)
+    for path in (tmp_path / "nowhere", "./nowhere", "nowhere", "a/b/c"):
+        assert f"there is no folder {path}" in refusal(find_model, path)
+
+
+@pytest.fixture
+def rude_server():
+    """The address of a server that hangs up after the first byte."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def answer():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:                         # closed: the test is over
+                    return
+                with connection:
+                    connection.recv(1)
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("trouble", ["offline", "out of reach", "hangs up"])
+def test_a_hub_that_gives_nothing_is_one_clear_error(tmp_path, rude_server, trouble):
+    """In a process of its own, because the hub's library reads its environment once. Port 9 of this machine is
+    closed."""
+    environment = {"offline": {"HF_HUB_OFFLINE": "1"}, "out of reach": {"HF_ENDPOINT": "http://127.0.0.1:9"},
+                   "hangs up": {"HF_ENDPOINT": rude_server}}[trouble]
+    script = ("from minigrpo.policy.weights import find_model\n"
+              "try: find_model('no-such-owner/no-such-model')\n"
+              "except ValueError as error: print(error)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False,
+                          env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)} | environment)
+    assert done.returncode == 0, done.stderr
+    assert "model.path: there is no folder no-such-owner/no-such-model" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- adapters
+ARGUMENTS = {"rank": 4, "alpha": 6.0, "targets": TARGETS, "rank_stabilised": False}
+
+
+def with_adapter(folder, seed=0, **changes):
+    model, draw = load(folder), torch.Generator().manual_seed(seed)
+    add_lora(model, **(ARGUMENTS | changes), generator=draw)
+    for parameter in adapter_parameters(model).values():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+def test_an_adapter_comes_back_bit_for_bit(checkpoint, tmp_path):
+    base = checkpoint("llama")[0]
+    model = with_adapter(base)
+    save_adapter(model, tmp_path / "new" / "folder", base=str(base), **ARGUMENTS)
+    assert adapter_config(tmp_path / "new" / "folder") == ARGUMENTS
+    other = with_adapter(base, seed=1)
+    assert not logits(other).allclose(logits(model))
+    load_adapter(other, tmp_path / "new" / "folder")
+    assert logits(other).equal(logits(model))
+    freeze_reference(other)
+    with reference(other):
+        assert logits(other).equal(logits(model))
+
+
+@pytest.mark.parametrize("rank_stabilised", [False, True])
+def test_peft_loads_ours(checkpoint, tmp_path, rank_stabilised):
+    base, theirs = checkpoint("llama")
+    model = with_adapter(base, rank_stabilised=rank_stabilised)
+    save_adapter(model, tmp_path, base=str(base), **(ARGUMENTS | {"rank_stabilised": rank_stabilised}))
+    loaded = peft.PeftModel.from_pretrained(type(theirs).from_pretrained(base), tmp_path).eval()
+    torch.testing.assert_close(logits(model), loaded(input_ids=random_ids(2, 12)).logits, rtol=1e-4, atol=1e-4)
+    assert sorted(loaded.state_dict()) == sorted(peft.get_peft_model(
+        type(theirs).from_pretrained(base), peft.LoraConfig(r=4, target_modules=list(TARGETS))).state_dict())
+
+
+@pytest.mark.parametrize("targets, rank_stabilised", [(TARGETS, False), (("q_proj", "v_proj"), True)])
+def test_we_load_pefts(checkpoint, tmp_path, targets, rank_stabilised):
+    base, theirs = checkpoint("llama")
+    theirs = peft.get_peft_model(type(theirs).from_pretrained(base), peft.LoraConfig(
+        r=3, lora_alpha=7, target_modules=list(targets), use_rslora=rank_stabilised)).eval()
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
+    theirs.save_pretrained(tmp_path)
+    ours, arguments = load(base), adapter_config(tmp_path)
+    assert set(arguments.pop("targets")) == set(targets)
+    assert arguments == {"rank": 3, "alpha": 7.0, "rank_stabilised": rank_stabilised}
+    add_lora(ours, **arguments, targets=targets, generator=torch.Generator())
+    load_adapter(ours, tmp_path)
+    torch.testing.assert_close(logits(ours), theirs(input_ids=random_ids(2, 12)).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_another_rank_base_or_set_of_layers_is_refused(checkpoint, tmp_path):
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
+    message = refusal(load_adapter, with_adapter(base, rank=2), tmp_path)
+    assert "another base or rank" in message and "[4, 32]" in message and "[2, 32]" in message
+    assert "[4, 32]" in refusal(load_adapter, with_adapter(checkpoint("llama", hidden_size=16)[0]), tmp_path)
+    assert "lack" in refusal(load_adapter, with_adapter(checkpoint("llama", num_hidden_layers=3)[0]), tmp_path)
+    assert "have no place for" in refusal(load_adapter, with_adapter(base, targets=("q_proj",)), tmp_path)
+
+
+def test_a_refused_adapter_leaves_the_model_as_it_was(checkpoint, tmp_path):
+    """The one misshapen tensor is the last: nothing before it may have been copied."""
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    model = with_adapter(base, seed=1)
+    last = "base_model.model." + list(adapter_parameters(model))[-1] + ".weight"
+    save_file(tensors | {last: torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors")
+    before = logits(model)
+    assert last in refusal(load_adapter, model, tmp_path)
+    assert logits(model).equal(before)
+
+
+@pytest.mark.parametrize("change, name", [
+    ({"peft_type": "IA3"}, "peft_type"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
+    ({"alpha_pattern": {"q_proj": 99}}, "alpha_pattern"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"target_modules": "all-linear"}, "target_modules"),
+    ({"r": ...}, "'r'"), ({"target_modules": ...}, "'target_modules'")])
+def test_adapters_of_other_kinds_are_refused(checkpoint, tmp_path, change, name):
+    """``...`` takes the key away. alpha_pattern would scale some layers otherwise: loading without it would be
+    wrong."""
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
+    config = json.loads((tmp_path / "adapter_config.json").read_text()) | change
+    (tmp_path / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    assert name in refusal(adapter_config, tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- policy
+def word_level(folder, words):
+    from tokenizers import Tokenizer, models
+    vocabulary = {word: i for i, word in enumerate(words)}
+    Tokenizer(models.BPE(vocabulary, merges=[])).save(str(folder / "tokenizer.json"))
+
+
+def test_a_policy_stops_at_ids_and_strings(copy_of):
+    folder = copy_of()
+    word_level(folder, ["a", "b", "c", ";"])
+    policy = load_policy(folder, dtype=torch.float32, device="cpu", stop_strings=(";",))
+    # config.json of the tiny models names id 2; ";" is id 3. The model's 61 ids are all in the table, the tokenizer
+    # has 4.
+    assert policy.stopping.ends_UV[0].nonzero().flatten().tolist() == [2, 3]
+    assert policy.stopping.next_UV.shape[1] == 61
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(copy_of):
+    folder = copy_of()
+    word_level(folder, [chr(200 + i) for i in range(62)])
+    message = refusal(load_policy, folder, dtype=torch.float32, device="cpu")
+    assert "62 ids" in message and "61" in message
+
+
+def test_a_broken_config_is_named_by_load_policy_too(copy_of):
+    folder = copy_of()
+    word_level(folder, ["a"])
+    (folder / "generation_config.json").write_text("{")
+    assert "generation_config.json" in refusal(load_policy, folder, dtype=torch.float32, device="cpu")
+    (folder / "config.json").write_text("{")
+    assert "config.json" in refusal(load_policy, folder, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.slow
+def test_smollm2_is_a_policy(smollm2):
+    policy = load_policy(smollm2, dtype=torch.bfloat16, device="cpu", stop_strings=(";",))
+    assert policy.tokenizer.stop_ids == (2,)
+    # It stops at id 2 and at each token with a semicolon in it, and nowhere else.
+    with_semicolon = {i for i, added in enumerate(policy.tokenizer.token_bytes) if b";" in added}
+    assert set(policy.stopping.ends_UV[0].nonzero().flatten().tolist()) == with_semicolon | {2}

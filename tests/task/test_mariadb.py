@@ -1,0 +1,418 @@
+"""A real MariaDB, private and given: right rows, every status, nothing written, nothing left behind."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pymysql
+import pytest
+
+from minigrpo.task.database import STATUSES, Column, DatabaseError, Table, run_all
+from minigrpo.task.guard import objection
+from minigrpo.task.mariadb import QUOTED, MariaDB, open_private, open_server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> None:
+    if shutil.which("mariadbd") is None and "CI" not in os.environ:
+        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+
+
+# Two athletes, three medals. "Team " keeps its trailing space; Ødegård's second medal has no year.
+ATHLETE = Table("Athlete", (Column("athlete_id", "INT"), Column("name", "TEXT")), ((1, "Zoë Ødegård"), (2, "Ann O'Neil")))
+MEDAL = Table("Medal", (Column("medal_id", "INT"), Column("athlete_id", "INT", ("Athlete", "athlete_id")),
+                        Column("format", "TEXT"), Column("year", "INT")),
+              ((1, 1, "Team ", 2012), (2, 1, "50 % \\ 金", None), (3, 2, "team", 2013)))
+DATABASES = {"games": (ATHLETE, MEDAL), "other_games": (Table("Secret", (Column("id", "INT"),), ((7,),)),)}
+NUMBERS = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < {}) "
+CROSS_JOIN = NUMBERS.format(900) + "SELECT COUNT(*) FROM n a, n b, n c, n d"
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[MariaDB]:
+    with open_private(DATABASES) as opened:
+        yield opened
+
+
+def rows(database: MariaDB, sql: str) -> tuple[tuple[object, ...], ...]:
+    execution = database.run(sql, "games")
+    assert execution.ok, execution
+    return execution.rows
+
+
+def folder(database: MariaDB) -> Path:
+    return Path(database._reader.socket).parent
+
+
+def processes(word: str) -> list[int]:
+    """The processes with this word in their command line: the keeper and its server, by the name of their folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            pass                                        # it ended while we looked
+    return found
+
+
+def keepers() -> list[int]:
+    """Those of this process: other test runs on this machine have their own."""
+    return [pid for pid in processes("minigrpo-keeper") if f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{pid}/status").read_text()]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+# ---------------------------------------------------------------------------------------------------------- right queries
+def test_rows_columns_and_values(database: MariaDB) -> None:
+    execution = database.run("SELECT name, year AS when_, format FROM Athlete JOIN Medal USING (athlete_id) ORDER BY medal_id", "games")
+    assert execution.status == "ok" and execution.code is None and execution.error == "" and execution.seconds > 0
+    assert execution.columns == ("name", "when_", "format")
+    assert execution.rows == (("Zoë Ødegård", 2012, "Team "), ("Zoë Ødegård", None, "50 % \\ 金"), ("Ann O'Neil", 2013, "team"))
+
+
+def test_an_average_is_a_decimal_with_four_digits_more_and_null_counts_nowhere(database: MariaDB) -> None:
+    (mean, count), = rows(database, "SELECT AVG(year), COUNT(year) FROM Medal")     # (2012 + 2013) / 2
+    assert (mean, count) == (Decimal("2012.5"), 2) and isinstance(mean, Decimal)
+
+
+@pytest.mark.parametrize("word, ids", [("'Team'", ((1,),)), ("'Team   '", ((1,),)), ("'team'", ((3,),)), ("'TEAM'", ())])
+def test_text_is_compared_by_case_but_not_by_trailing_spaces(database: MariaDB, word: str, ids: tuple) -> None:
+    assert rows(database, f"SELECT medal_id FROM Medal WHERE format = {word}") == ids
+    assert rows(database, f"SELECT medal_id FROM Medal WHERE {word} = format") == ids
+
+
+@pytest.mark.parametrize("sql", [
+    "SELECT ';', '--', '#', '@', '/*'", 'SELECT ";", "--", "#", "@", "/*"', r"""SELECT ';', '--', '#', '@', '/*' AS `a;--#@/*`""",
+    " \n((SELECT ';', '--', '#', '@', '/*')) ; \n", "wiTh x AS (SELECT ';', '--', '#', '@', '/*') SELECT * FROM x;"])
+def test_quoted_signs_are_text(database: MariaDB, sql: str) -> None:
+    assert rows(database, sql) == ((";", "--", "#", "@", "/*"),)
+
+
+def test_the_longest_text_fits_and_references_hold() -> None:
+    """300 characters are more than the usual 255; a row larger than half a packet is loaded as well."""
+    long = "é" * 300
+    with open_private({"d": (Table("T", (Column("id", "INT"), Column("x", "TEXT")), tuple((i, long) for i in range(500))),)}) as opened:
+        assert opened.run("SELECT COUNT(*), MIN(x) FROM T", "d").rows == ((500, long),)
+    orphan = replace(MEDAL, rows=((1, 99, "Team", 2012),))                   # nobody is athlete 99
+    with pytest.raises(DatabaseError, match="foreign key"):
+        open_private({"games": (ATHLETE, orphan)})
+
+
+# -------------------------------------------------------------------------------------------------------------- outcomes
+@pytest.mark.parametrize("sql, status, code", [
+    ("SELECT 1", "ok", None),
+    (None, "no_sql", None), (" \n", "no_sql", None),
+    ("The answer is 3", "refused", None),
+    ("SELECT FROM WHERE", "syntax", 1064), ("SELECT 'open", "syntax", 1064), ("SELECT \"open\\", "syntax", 1064),
+    ("SELECT age FROM Athlete", "unknown_column", 1054), ("SELECT Medal.year FROM Athlete", "unknown_column", 1054),
+    ("SELECT 1 FROM Athletes", "unknown_table", 1146), ("SELECT 1 FROM medal", "unknown_table", 1146),
+    ("SELECT Medal.* FROM Athlete", "unknown_table", 1051),
+    ("SELECT athlete_id FROM Athlete, Medal", "other", 1052),                   # ambiguous
+    ("SELECT (SELECT year FROM Medal)", "other", 1242),                         # more than one row
+    ("SELECT * FROM mysql.user", "refused", 1142),
+    ("SELECT SLEEP(5)", "timeout", 1969),
+    (CROSS_JOIN, "timeout", 1969),
+    ("SELECT * FROM information_schema.COLLATIONS a, information_schema.COLLATIONS b", "too_large", None),
+])
+def test_status(database: MariaDB, sql: str | None, status: str, code: int | None) -> None:
+    execution = database.run(sql, "games")
+    assert (execution.status, execution.code) == (status, code), execution
+    assert status in STATUSES and (status in ("ok", "no_sql")) == (execution.error == "")
+    assert execution.ok or (execution.rows == () and execution.columns == ())
+    assert execution.seconds < 0.25 + 0.5 + 2                                   # hangs would show; the 2 is for a busy machine
+    assert rows(database, "SELECT 2") == ((2,),)                                # and the next query is right
+
+
+REFUSED = [
+    "INSERT INTO Athlete VALUES (3, 'x')", "UPDATE Athlete SET name = 'x'", "DELETE FROM Medal", "TRUNCATE Medal", "DROP TABLE Medal",
+    "CREATE TABLE games.x (a INT)", "ALTER TABLE Medal ADD x INT", "GRANT ALL ON *.* TO reader@localhost", "SET PASSWORD = ''",
+    "SET SESSION max_statement_time = 0", "SET STATEMENT max_statement_time = 0 FOR SELECT 1", "USE other_games", "KILL 1", "SHUTDOWN",
+    "BEGIN NOT ATOMIC SELECT 1; END", "HANDLER Medal OPEN", "DO SLEEP(9)", "CALL x()", "PREPARE p FROM 'SELECT 1'", "COMMIT",
+    "LOAD DATA LOCAL INFILE '/etc/passwd' INTO TABLE Medal", "(DELETE FROM Medal)", "SELECTED", "EXPLAIN SELECT 1", "\ufeffSELECT 1",
+    "SELECT 1; DROP TABLE Medal", "SELECT 1;;", "SELECT '\\'; DROP TABLE Medal; '; DROP TABLE Medal", "SELECT ''';'; DROP TABLE Medal",
+    "SELECT 1 -- one", "SELECT 1 # one", "SELECT /* one */ 1", "SELECT 1 /*! INTO OUTFILE '/tmp/x' */", "-- one\nSELECT 1",
+    "SELECT @a", "SELECT @a := 1", "SELECT @@version", "SELECT 1 INTO @a", "SELECT '\0'", "SELECT '\ud800'", "SELECT 1" + " " * 10_000,
+    "SELECT 1 INTO OUTFILE '/tmp/minigrpo-outfile'", "SELECT 1 INTO DUMPFILE '/tmp/minigrpo-outfile'", "SELECT * FROM Medal FOR UPDATE",
+    "SELECT * FROM mysql.global_priv", "SELECT * FROM sys.version", "WITH x AS (SELECT 1) DELETE FROM Medal",
+]
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_nothing_but_one_select_and_nothing_but_our_data(database: MariaDB, sql: str) -> None:
+    before = rows(database, "SELECT * FROM Athlete, Medal")
+    status = database.run(sql, "games").status
+    assert status == ("syntax" if sql.startswith("WITH x") else "refused")       # MariaDB knows no WITH ... DELETE
+    assert rows(database, "SELECT * FROM Athlete, Medal") == before and len(before) == 2 * 3
+    assert not Path("/tmp/minigrpo-outfile").exists()
+
+
+def test_the_account_alone_would_stop_a_write(database: MariaDB) -> None:
+    """The text is one guard, the account another: past the first, each of these still fails and changes nothing."""
+    with database._reader.connect() as connection, connection.cursor() as cursor:
+        for sql in ("INSERT INTO games.Athlete VALUES (3, 'x')", "DROP TABLE games.Medal", "CREATE DATABASE x", "SET GLOBAL read_only = 0",
+                    "CREATE TEMPORARY TABLE games.x (a INT)", "SHUTDOWN", "SELECT * FROM mysql.user", "CREATE USER x"):
+            with pytest.raises(pymysql.MySQLError) as caught:
+                cursor.execute(sql)
+            assert caught.value.args[0] in (1044, 1142, 1227, 1290), sql         # no right to; or: this server is read-only
+        cursor.execute("SELECT LOAD_FILE('/etc/hostname')")                     # without the right to files: NULL
+        assert cursor.fetchone() == (None,)
+    assert len(rows(database, "SELECT * FROM Athlete, Medal")) == 6
+
+
+def test_an_underscore_in_a_name_is_an_underscore(database: MariaDB) -> None:
+    """In a GRANT it would be any character: the reader of other_games could read otherXgames."""
+    with administrator(database) as cursor:
+        cursor.execute("CREATE DATABASE otherXgames")
+        assert database.run("SELECT * FROM otherXgames.Secret", "games").status == "refused"
+        assert database.run("SELECT * FROM other_games.Secret", "games").ok
+        cursor.execute("DROP DATABASE otherXgames")
+
+
+@pytest.mark.parametrize("sql", ["SELECT '" + "\\'" * 4_990, "SELECT " + "'" * 9_990, "(" * 10_000, "SELECT 1" + "\n" * 9_000 + ";"])
+def test_the_guard_does_not_hang(sql: str) -> None:
+    start = time.perf_counter()
+    objection(sql, QUOTED)
+    assert time.perf_counter() - start < 10              # a hang is what is looked for: an exponential scan never ends
+
+
+def test_a_query_that_the_servers_clock_does_not_stop_is_cut_off(database: MariaDB) -> None:
+    """One REGEXP_REPLACE of 60,000 characters takes about 1 s and looks at no clock; six in a row outlast our 0.25 s + 2 s."""
+    start = time.monotonic()
+    stuck = "SELECT " + ", ".join(["REGEXP_REPLACE(REPEAT('x', 60000), 'x', '')"] * 20)
+    assert database.run(stuck, "games").status == "timeout"
+    assert time.monotonic() - start < 6 and rows(database, "SELECT 2") == ((2,),)
+
+
+def test_it_is_killed_on_the_server_too() -> None:
+    """The server's limit is 20 s here and our patience half a second, so that only our KILL can end the cross join."""
+    with open_private(DATABASES, time_limit=20.0) as database:
+        database._patience = 0.5
+        assert database.run(CROSS_JOIN, "games").status == "timeout"
+        still = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'WITH%'"
+        assert eventually(lambda: rows(database, still) == ((0,),))
+
+
+# ------------------------------------------------------------------------------------------------------------------- caps
+def test_row_cap_and_byte_cap_are_exact() -> None:
+    """The caps are 10 rows and 100 bytes. Numbers count 8: 10 rows of one are 80. 'é' is 2 bytes in UTF-8, NULL is nothing."""
+    with open_private(DATABASES, max_rows=10, max_bytes=100, connections=1) as database:
+        for sql, status in [
+            (NUMBERS.format(10) + "SELECT i FROM n", "ok"), (NUMBERS.format(11) + "SELECT i FROM n", "too_large"),
+            ("SELECT REPEAT('é', 50), NULL", "ok"), ("SELECT REPEAT('é', 50), 'x'", "too_large"),
+            ("SELECT REPEAT('x', 92), 1", "ok"), ("SELECT REPEAT('x', 93), 1", "too_large"), ("SELECT REPEAT('x', 60000)", "too_large"),
+            (NUMBERS.format(10) + "SELECT 'xxxxxxxxxx' FROM n", "ok"), (NUMBERS.format(10) + "SELECT 'xxxxxxxxxxx' FROM n", "too_large"),
+        ]:
+            assert database.run(sql, "games").status == status, sql
+            assert rows(database, "SELECT 2") == ((2,),)        # one connection: what was not read is not read by the next
+
+
+def test_memory_cap() -> None:
+    """Each WITH table mentions the one before twice, so that the plan holds 2¹² copies of the first: more than 64 MiB."""
+    doubling = "WITH c0 AS (SELECT 1 n)" + "".join(f", c{i} AS (SELECT a.n FROM c{i - 1} a, c{i - 1} b)" for i in range(1, 13))
+    with open_private(DATABASES, time_limit=10.0) as database:      # time enough to get there on any machine
+        execution = database.run(doubling + " SELECT COUNT(*) FROM c12", "games")
+        assert (execution.status, execution.code) == ("too_large", 1290)
+        assert rows(database, "SELECT 2") == ((2,),)
+
+
+# ------------------------------------------------------------------------------------------------------------------ state
+def test_nothing_passes_from_a_query_to_the_next() -> None:
+    """LAST_INSERT_ID(7) and GET_LOCK leave a value and a lock on a connection, of which there is one."""
+    with open_private(DATABASES, connections=1) as database:
+        assert rows(database, "SELECT LAST_INSERT_ID(7), GET_LOCK('mine', 0)") == ((7, 1),)
+        assert rows(database, "SELECT LAST_INSERT_ID(), IS_FREE_LOCK('mine')") == ((0, 1),)
+        assert database.run("SELECT id FROM Secret", "other_games").rows == ((7,),)
+        assert database.run("SELECT id FROM Secret", "games").status == "unknown_table"
+        assert rows(database, "SELECT DATABASE()") == (("games",),)
+        for _ in range(2):                                      # the limit is set anew each time
+            assert database.run("SELECT SLEEP(5)", "games").status == "timeout"
+
+
+def test_many_at_once_in_order(database: MariaDB) -> None:
+    queries = [(f"SELECT {i}, SLEEP(0.01)", "games") for i in range(16)]
+    assert [execution.rows for execution in run_all(database, queries, 4)] == [((i, 0),) for i in range(16)]
+    many = [(f"SELECT {i}", ("games", "other_games")[i % 2]) for i in range(200)]           # more threads than connections
+    assert [execution.rows for execution in run_all(database, many, 16)] == [((i,),) for i in range(200)]
+
+
+def test_an_unknown_database_is_our_mistake(database: MariaDB) -> None:
+    with pytest.raises(ValueError, match="'gams'; known: games, other_games"):
+        database.run("SELECT 1", "gams")
+
+
+@pytest.mark.parametrize("wrong", [{"time_limit": 0.0}, {"connections": 0}])
+def test_no_limit_is_no_limit_at_all(wrong: dict) -> None:
+    before = keepers()
+    with pytest.raises(ValueError, match="time_limit > 0 and connections >= 1"):
+        open_private(DATABASES, **wrong)
+    assert keepers() == before
+
+
+# ------------------------------------------------------------------------------------------------------------ gone afterwards
+def test_close_leaves_nothing() -> None:
+    database = open_private(DATABASES)
+    place = folder(database)
+    assert place.is_dir() and place.stat().st_mode & 0o777 == 0o700
+    assert len(processes(place.name)) == 2                      # the keeper and the server
+    database.close()
+    database.close()
+    assert not place.exists() and processes(place.name) == []
+    with pytest.raises(DatabaseError, match="closed"):
+        database.run("SELECT 1", "games")
+
+
+CHILD = """
+import os, sys, time
+from minigrpo.task.mariadb import open_private
+database = open_private({"empty": ()})
+print(database._reader.socket, flush=True)
+if sys.argv[1] == "raise":
+    raise SystemError("crash")
+if sys.argv[1] == "fork":                   # the grandchild holds our end of the pipe, and is no reason to wait
+    if os.fork() == 0:
+        os.close(1)
+        time.sleep(8)
+        os._exit(0)
+    database.close()
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, "raise", "fork"])
+def test_however_we_end_the_server_ends(end: signal.Signals | str) -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(end)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with child:
+        place = Path(child.stdout.readline().strip()).parent
+        assert place.name.startswith("minigrpo-")
+        if isinstance(end, signal.Signals):
+            assert place.is_dir() and len(processes(place.name)) == 2
+            child.send_signal(end)
+        child.wait(timeout=5)
+    assert eventually(lambda: not place.exists() and not processes(place.name))
+
+
+def test_a_dead_server_is_an_error_and_no_outcome() -> None:
+    with open_private(DATABASES) as database:
+        assert rows(database, "SELECT 1") == ((1,),)
+        server, = [pid for pid in processes(folder(database).name) if "--skip-networking" in Path(f"/proc/{pid}/cmdline").read_text()
+                   and not Path(f"/proc/{pid}/cmdline").read_text().startswith("/bin/sh")]
+        os.kill(server, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(DatabaseError, match="failed 4 times"):
+            database.run("SELECT 1", "games")
+        assert time.monotonic() - start < 5
+        place = folder(database)
+    assert not place.exists() and processes(place.name) == []
+
+
+def test_a_lost_connection_is_replaced() -> None:
+    """Kill the one connection as its own account may: the next query notices, connects again, and is right."""
+    with open_private(DATABASES, connections=1) as database:
+        (thread,), = rows(database, "SELECT CONNECTION_ID()")
+        database._kill(thread)
+        assert rows(database, "SELECT 2") == ((2,),)
+
+
+def test_without_mariadb_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DatabaseError, match=r"^no mariadb\S+ on the PATH: .*apt-get install mariadb-server"):
+        open_private(DATABASES)
+
+
+def test_a_server_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minigrpo.task.mariadbd.FLAGS", "--no-such-flag")
+    before = keepers()
+    with pytest.raises(DatabaseError, match="(?s)did not start.*no-such-flag"):
+        open_private(DATABASES)
+    assert keepers() == before
+
+
+# ---------------------------------------------------------------------------------------------------------- a given server
+PASSWORD = "sésame-'§\\"
+
+
+@contextmanager
+def administrator(database: MariaDB) -> Iterator[pymysql.cursors.Cursor]:
+    with replace(database._reader, user="root", password="").connect() as connection, connection.cursor() as cursor:
+        yield cursor
+
+
+def made_by_us(cursor: pymysql.cursors.Cursor) -> list[tuple[object, ...]]:
+    cursor.execute("SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE 'minigrpo%' "
+                   "UNION ALL SELECT user FROM mysql.user WHERE user LIKE 'minigrpo%'")
+    return list(cursor.fetchall())
+
+
+@contextmanager
+def account(database: MariaDB, *rights: str) -> Iterator[dict[str, str]]:
+    """An account on the private server with these rights, as open_server wants it."""
+    with administrator(database) as cursor:
+        cursor.execute("CREATE USER helper@localhost IDENTIFIED BY %s", (PASSWORD,))
+        cursor.execute("SET GLOBAL read_only = 0")              # the private server is; a given one is not
+        for right in rights:
+            cursor.execute("GRANT " + right)
+        try:
+            yield {"socket": database._reader.socket, "user": "helper", "password": PASSWORD}
+        finally:
+            cursor.execute("DROP USER helper@localhost")
+            cursor.execute("SET GLOBAL read_only = 1")
+
+
+TABLES = r"SELECT, INSERT, CREATE, DROP ON `minigrpo\_%`.* TO helper@localhost"
+GRANTABLE = TABLES + " WITH GRANT OPTION"
+USERS = "CREATE USER ON *.* TO helper@localhost"
+
+
+def test_a_given_server_serves_the_same_and_keeps_nothing(database: MariaDB) -> None:
+    with account(database, GRANTABLE, USERS) as login, administrator(database) as cursor:
+        with open_server(DATABASES, **login) as given:
+            assert len(made_by_us(cursor)) == 3                 # two databases and the reader
+            for sql in ("SELECT * FROM Medal", "SELECT nothing", "SELECT SLEEP(5)", CROSS_JOIN, "DELETE FROM Medal"):
+                assert replace(given.run(sql, "games"), seconds=0) == replace(database.run(sql, "games"), seconds=0)
+            assert given.run("SELECT * FROM games.Medal", "games").status == "refused"      # what was there before us
+        given.close()
+        assert made_by_us(cursor) == []
+
+
+@pytest.mark.parametrize("rights", [(), (USERS,), (GRANTABLE,), (TABLES, USERS)])
+def test_a_missing_right_is_one_sentence_and_leaves_nothing(database: MariaDB, rights: tuple[str, ...]) -> None:
+    """Missing: all; the tables; the reader; passing a right on."""
+    with account(database, *rights) as login, administrator(database) as cursor:
+        with pytest.raises(DatabaseError, match="'helper' does not load the tables: .*denied.*the account needs SELECT.*CREATE USER"):
+            open_server(DATABASES, **login)
+        assert made_by_us(cursor) == []
+
+
+def test_what_cannot_be_dropped_is_named(database: MariaDB) -> None:
+    with account(database, GRANTABLE, USERS) as login, administrator(database) as cursor:
+        given = open_server(DATABASES, **login)
+        cursor.execute("REVOKE CREATE USER ON *.* FROM helper@localhost")
+        with pytest.raises(DatabaseError, match="left behind, to be run by hand: DROP USER `minigrpo_[0-9a-f]{8}_reader`@`localhost`$"):
+            given.close()
+        (reader,), = made_by_us(cursor)                         # the databases are gone all the same
+        cursor.execute(f"DROP USER {reader}@localhost")
+
+
+@pytest.mark.parametrize("change, complaint", [
+    ({"password": "wrong-" + PASSWORD}, "Access denied"), ({"user": "nobody"}, "Access denied"),
+    ({"socket": "/nowhere/socket"}, "Can't connect"), ({"socket": "", "host": "127.0.0.1", "port": 1}, "Can't connect")])
+def test_a_server_that_we_cannot_enter_is_one_sentence_without_the_password(database: MariaDB, change: dict, complaint: str) -> None:
+    with account(database) as login:
+        with pytest.raises(DatabaseError, match=complaint) as caught:
+            open_server(DATABASES, **(login | change))
+        assert PASSWORD not in str(caught.value) and PASSWORD not in repr(caught.value.__cause__)

@@ -1,0 +1,87 @@
+"""prompt.py: what the model reads, to the letter, and what is taken from what it writes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigrpo.task.database import Column, Table
+from minigrpo.task.prompt import extract_sql, render_prompt, schema_text
+
+OWNER = Table("Owner", (Column("owner_id", "INT"), Column("name", "TEXT")),
+              ((1, "Zoë"), (2, "O'Hara"), (3, "O'Hara"), (4, "Ann"), (5, None)))
+PET = Table("Pet", (Column("pet_id", "INT"), Column("owner_id", "INT", ("Owner", "owner_id")), Column("born", "INT")),
+            ((1, 1, 2001), (2, 1, 2002)))
+
+# O'Hara is there twice, so it leads; then the order of the rows. Three distinct names with two shown are examples
+# ("e.g."), two birth years with two shown are all there are. NULL is no sample, keys have none.
+SCHEMA = """\
+CREATE TABLE Owner (
+  owner_id INT PRIMARY KEY,
+  name TEXT -- e.g. 'O''Hara', 'Zoë'
+);
+CREATE TABLE Pet (
+  pet_id INT PRIMARY KEY,
+  owner_id INT REFERENCES Owner(owner_id),
+  born INT -- 2001, 2002
+);"""
+
+
+def test_schema_with_samples():
+    assert schema_text([OWNER, PET], 2) == SCHEMA
+
+
+def test_schema_without_samples_is_plain_ddl():
+    assert "--" not in schema_text([OWNER, PET], 0)
+
+
+def test_a_column_without_values_has_no_samples():
+    assert "--" not in schema_text([Table("T", OWNER.columns, ((1, None),))], 3)
+
+
+def test_templates_to_the_letter():
+    assert render_prompt("plain", " Who? ", "S") == (
+        "Given this database schema, write one SQL query that answers the question.\n\nS\n\nQuestion: Who?\nSQL query:\n")
+    sqlcoder = render_prompt("sqlcoder", "Who?", "S")
+    assert sqlcoder.startswith("### Task\nGenerate a SQL query to answer [QUESTION]Who?[/QUESTION]\n\n### Database Schema\n")
+    assert sqlcoder.endswith("here is the SQL query that answers [QUESTION]Who?[/QUESTION]\n[SQL]\n")
+
+
+def test_braces_in_question_and_schema_are_text():
+    assert "{question} {0}" in render_prompt("plain", "{question} {0}", "{schema}")
+
+
+def test_an_unknown_template_names_the_known():
+    with pytest.raises(ValueError, match="expected one of sqlcoder, plain, got 'chatml'"):
+        render_prompt("chatml", "q", "s")
+
+
+@pytest.mark.parametrize("completion, sql", [
+    ("SELECT 1;", "SELECT 1"),
+    ("SELECT 1", "SELECT 1"),                                       # cut off before its end
+    ("\n SELECT 1 ; SELECT 2;", "SELECT 1"),                        # the first statement
+    ("SELECT 'a;b' FROM t; x", "SELECT 'a;b' FROM t"),              # a semicolon inside quotes ends nothing
+    ('SELECT "a;b", `c;d`; x', 'SELECT "a;b", `c;d`'),
+    ("SELECT 'it''s; ok'; x", "SELECT 'it''s; ok'"),                # a doubled quote
+    ("SELECT 'open; quote", "SELECT 'open; quote"),
+    ("```sql\nSELECT 1;\n```", "SELECT 1"),
+    ("```SQL\nSELECT 1", "SELECT 1"),                               # a fence that never closes
+    ("Here it is:\n```\nSELECT 1\n```\nIt counts.", "SELECT 1"),
+    ("SELECT 1\n```\nIt counts.", "SELECT 1"),                      # the template may have opened the fence
+    ("```SELECT 1", "SELECT 1"),
+    ("", None), (";", None), ("  \n", None), ("```sql\n```", None), ("```", None),
+])
+def test_extract_sql(completion, sql):
+    assert extract_sql(completion) == sql
+
+
+@given(st.text())
+def test_extraction_never_fails_and_is_stripped_text_of_the_completion(completion):
+    sql = extract_sql(completion)
+    assert sql is None or (sql and sql == sql.strip() and sql in completion)
+
+
+@given(st.text(alphabet="SELECT 1'\"\n", min_size=1).filter(str.strip))
+def test_what_stands_behind_a_semicolon_outside_quotes_changes_nothing(statement):
+    # A statement whose quotes are closed, then ";" and anything: the same statement.
+    statement = statement.replace("'", "''").replace('"', '""')
+    assert extract_sql(statement + "; SELECT 'other'") == extract_sql(statement)

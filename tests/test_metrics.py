@@ -1,0 +1,33 @@
+"""metrics.py: a clock that adds up, a JSONL file that can be cut back, a table that lines up."""
+
+import json
+
+from minigrpo.metrics import Clock, JsonLines
+
+
+def test_a_phase_entered_twice_adds_up_and_is_counted_when_it_fails():
+    clock = Clock()
+    try:
+        with clock("a"):
+            pass
+        first = clock.seconds["a"]
+        with clock("a"):
+            raise KeyError
+    except KeyError:
+        pass
+    assert clock.seconds["a"] > first > 0
+    assert list(clock.metrics()) == ["seconds/a"]
+
+
+def test_records_are_cut_back_to_a_step_and_a_torn_line_goes(tmp_path):
+    file = tmp_path / "m.jsonl"
+    lines = JsonLines(file)
+    for step in range(4):
+        lines.write({"step": step, "é": "ü"})
+    lines.close()
+    with file.open("a") as torn:
+        torn.write('{"step": 1')                       # the machine went down while writing
+    again = JsonLines(file, keep_below=2)
+    again.write({"step": 2})
+    again.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1, 2]

@@ -1,0 +1,193 @@
+"""batch.py and update.py: one step on a real small policy, against what the formulas say must hold."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from minigrpo.batch import make_batch
+from minigrpo.config import GRPO
+from minigrpo.metrics import Clock
+from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
+from minigrpo.policy.search import Completion
+from minigrpo.policy.weights import load_model
+from minigrpo.rollout import Group, Rollout
+from minigrpo.runtime import generator
+from minigrpo.task.database import Execution
+from minigrpo.task.questions import Question
+from minigrpo.task.reward import Reward
+from minigrpo.update import make_optimizer, update
+
+GRPO_1 = GRPO(questions=3, learning_rate=1e-2, kl_coef=0.04)
+LENGTH = 8
+
+
+@pytest.fixture
+def model(sql_model):
+    model = load_model(sql_model, dtype=torch.float32, device="cpu")
+    add_lora(model, rank=4, alpha=8.0, generator=generator(0, 0, "adapters"))
+    return model
+
+
+def make_groups(rewards: list[list[float]], seed: int = 0) -> list[Group]:
+    """Random prompts and completions of different lengths, with the given rewards."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (), generator=draw))
+        return tuple(torch.randint(1, 200, (length,), generator=draw).tolist())
+
+    groups = []
+    for i, totals in enumerate(rewards):
+        completions = [ids(1, LENGTH) for _ in totals]
+        groups.append(Group(Question(f"t/{i}", "t", i, "", "1", "d", "1"), ids(3, 9), tuple(
+            Rollout(Completion(c, (-1.0,) * len(c), True), "", "", Execution("ok"), Reward(total, {}))
+            for c, total in zip(completions, totals))))
+    return groups
+
+
+SPREAD = [[-100.0, 1101.0], [1.0, 1.0], [1.0, 51.0]]
+
+
+def one_step(model, groups, grpo=GRPO_1, optimizer=None):
+    optimizer = optimizer or make_optimizer(model, grpo)
+    batch = make_batch(groups, model, grpo, temperature=1.0, clock=Clock())
+    return batch, update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock())
+
+
+def snapshot(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_the_batch_by_hand(model):
+    """Rewards (−100, 1101): A = ∓1, but for eps in σ + 1e-4; equal rewards: exactly 0. Masks are the lengths."""
+    groups = make_groups(SPREAD)
+    batch, _ = one_step(model, groups)
+    lengths = [[len(rollout.completion.ids) for rollout in group.rollouts] for group in groups]
+    assert batch.mask_QKC.sum(dim=-1).tolist() == lengths
+    assert batch.ids_QKC[0, 1, :lengths[0][1]].tolist() == list(groups[0].rollouts[1].completion.ids)
+    assert batch.prompts.length_Q.tolist() == [len(group.prompt_ids) for group in groups]
+    torch.testing.assert_close(batch.advantage_QK[0], torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=0)
+    assert batch.advantage_QK[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 100_000])
+def test_at_the_start_kl_is_exactly_zero_and_the_ratio_exactly_one(model, tokens):
+    _, report = one_step(model, make_groups(SPREAD), dataclasses.replace(GRPO_1, micro_batch_tokens=tokens))
+    assert report["kl"] == 0.0
+    assert report["ratio"] == pytest.approx(1.0, abs=1e-6)        # a mean of exact ones, added up over parts
+    assert report["clip_ratio"] == 0.0 and report["skipped"] == 0.0
+    assert report["grad_norm"] > 0
+
+
+def test_every_b_moves_no_a_yet_and_no_base_weight_ever(model):
+    """∂loss/∂A is a product with B = 0, so the first step moves every B and no A; the second moves A too."""
+    before = snapshot(model)
+    optimizer = make_optimizer(model, GRPO_1)
+    one_step(model, make_groups(SPREAD), optimizer=optimizer)
+    middle = snapshot(model)
+    one_step(model, make_groups(SPREAD), optimizer=optimizer)
+    after = snapshot(model)
+    for name in before:
+        if name.endswith("lora_B"):
+            assert not torch.equal(before[name], middle[name]), name
+        elif name.endswith("lora_A"):
+            assert torch.equal(before[name], middle[name]) and not torch.equal(middle[name], after[name]), name
+        else:
+            assert torch.equal(before[name], after[name]), name
+    assert sum(name.endswith("lora_B") for name in before) == 2 * 7
+
+
+def test_equal_rewards_and_no_drift_move_nothing(model):
+    """A = 0 and KL = 0 at the start: the gradient is zero, and AdamW without weight decay stands still."""
+    before = snapshot(model)
+    _, report = one_step(model, make_groups([[-100.0, -100.0], [1.0, 1.0]]))
+    assert report["grad_norm"] == report["loss"] == 0.0
+    assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+
+
+def test_a_step_raises_what_was_rewarded_and_lowers_what_was_not(model):
+    """The direction, from the definition: after a step the better completion's log-prob has risen, the worse's fallen."""
+    groups = make_groups([[-100.0, 1101.0]], seed=1)
+    grpo = dataclasses.replace(GRPO_1, kl_coef=0.0, learning_rate=1e-3)
+    before, _ = one_step(model, groups, grpo)
+    again = make_batch(groups, model, dataclasses.replace(grpo, updates_per_rollout=2), temperature=1.0, clock=Clock())
+    worse, better = (again.old_logp_BC - before.ref_logp_BC).sum(dim=-1).tolist()
+    assert worse < 0 < better
+
+
+def gradients(model, grpo, groups):
+    optimizer = torch.optim.SGD(adapter_parameters(model).values(), lr=1.0)
+    start = snapshot(model)
+    batch, report = one_step(model, groups, dataclasses.replace(grpo, max_grad_norm=1e9), optimizer)
+    moved = {name: start[name] - now for name, now in snapshot(model).items()}
+    model.load_state_dict(start)
+    return moved, report
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token", "constant"])
+def test_micro_batches_add_up_to_the_batch(model, aggregation):
+    """One part or one part a question: the same loss and the same gradient, in every aggregation."""
+    for parameter in adapter_parameters(model).values():        # away from the start, so that the KL has a gradient
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(parameter.numel()))
+    groups = make_groups(SPREAD + [[5.0, 7.0]])
+    grpo = dataclasses.replace(GRPO_1, aggregation=aggregation)
+    whole, report_whole = gradients(model, dataclasses.replace(grpo, micro_batch_tokens=100_000), groups)
+    parts, report_parts = gradients(model, dataclasses.replace(grpo, micro_batch_tokens=1), groups)
+    assert report_whole["kl"] > 0 and report_whole["loss"] == pytest.approx(report_parts["loss"], rel=1e-5)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_autograds_of_the_formula_written_out(model):
+    """At ratio 1 without KL the loss's gradient is −Σ_b A_b · ∇mean_c logp_bc / B: written here with one plain causal
+    forward pass for each completion alone, no tree and no padding."""
+    groups = make_groups(SPREAD, seed=2)
+    moved, _ = gradients(model, dataclasses.replace(GRPO_1, kl_coef=0.0), groups)
+    loss = torch.zeros(())
+    for group, rewards in zip(groups, SPREAD):
+        mean = sum(rewards) / 2
+        std = (sum((r - mean) ** 2 for r in rewards) / 2) ** 0.5
+        for rollout, reward in zip(group.rollouts, rewards):
+            row = torch.tensor([[*group.prompt_ids, *rollout.completion.ids]])
+            logp = model.logits(model(row)).log_softmax(dim=-1)[0, len(group.prompt_ids) - 1:-1]
+            chosen = logp.gather(1, torch.tensor(rollout.completion.ids)[:, None])
+            loss = loss - (reward - mean) / (std + 1e-4) * chosen.mean() / 6
+    named = adapter_parameters(model)
+    for (name, parameter), gradient in zip(named.items(), torch.autograd.grad(loss, list(named.values()))):
+        torch.testing.assert_close(moved[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_several_updates_move_the_ratio_and_keep_the_old_policy(model):
+    """The old log-probs are those of the rollout for every update of the batch; the second ratio is no longer 1."""
+    grpo = dataclasses.replace(GRPO_1, updates_per_rollout=2)
+    optimizer, groups = make_optimizer(model, grpo), make_groups(SPREAD)
+    batch = make_batch(groups, model, grpo, temperature=1.0, clock=Clock())
+    first = update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock())
+    second = update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock())
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-6) and abs(second["ratio"] - 1) > 1e-4
+    assert first["kl"] == 0.0 < second["kl"]
+
+
+def test_a_start_adapter_is_the_reference(model):
+    """With adapters that are not zero, "adapters off" would be another policy; their frozen copy is the same one."""
+    for parameter in adapter_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    _, against_base = one_step(model, make_groups(SPREAD), dataclasses.replace(GRPO_1, learning_rate=0.0))
+    freeze_reference(model)
+    _, against_start = one_step(model, make_groups(SPREAD), dataclasses.replace(GRPO_1, learning_rate=0.0))
+    assert against_base["kl"] > 1e-4 and against_start["kl"] == 0.0
+
+
+def test_a_gradient_that_is_not_finite_is_dropped_and_counted(model):
+    groups = make_groups([[0.0, float("nan")]])
+    before = snapshot(model)
+    _, report = one_step(model, groups)
+    assert report["skipped"] == 1.0
+    assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+
+
+def test_one_completion_a_question_teaches_nothing(model):
+    """K = 1: the reward is its own mean, A is exactly 0."""
+    batch, report = one_step(model, make_groups([[1101.0], [-100.0]]))
+    assert batch.advantage_QK.tolist() == [[0.0], [0.0]] and report["grad_norm"] == 0.0
