@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from minigrpo.assemble import check_prompts_fit, open_judge, start_policy
-from minigrpo.config import Config, load_config
+from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, read_predictions, summarise
 from minigrpo.metrics import say, table
 from minigrpo.task.database import DatabaseError
@@ -36,7 +36,7 @@ def evaluate_file(cfg: Config, splits: dict[str, list[Question]], sqls: dict[tup
     for split, index in sqls:
         if split in splits and not 0 <= index < len(splits[split]):
             raise ValueError(f"--predictions: there is no question {split}/{index}; {split} has {len(splits[split])}")
-    chosen = [splits[split][index] for split, index in sqls if split in splits]
+    chosen = [question for members in splits.values() for question in members if (question.split, question.index) in sqls]
     if not chosen:
         raise ValueError(f"--predictions: the file has no row of {', '.join(splits)}")
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
@@ -44,7 +44,6 @@ def evaluate_file(cfg: Config, splits: dict[str, list[Question]], sqls: dict[tup
 
 
 def write(out: Path, rows: list[Row], summary: dict) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     (out / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     cells = [["split", "n of N", "strict", "EMS", "REMS", "errors"]]
@@ -60,18 +59,22 @@ def main() -> int:
     parser.add_argument("config", help="a TOML file, see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override a key")
     parser.add_argument("--split", help="comma-separated; default evaluation.split, or every split of the predictions")
-    parser.add_argument("--adapter", help="an adapter in peft's layout, such as a run's checkpoint")
-    parser.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--adapter", help="an adapter in peft's layout, such as a run's checkpoint")
+    source.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
     parser.add_argument("--out", type=Path, help="folder for the results; default <run.out>/eval")
     args = parser.parse_args()
     try:
-        cfg = load_config(args.config, args.set + [f"model.adapter={args.adapter}"] * bool(args.adapter))
+        cfg = load_config(args.config, args.set + [f"model.adapter={json.dumps(args.adapter, ensure_ascii=False)}"] * bool(args.adapter))
+        require(cfg, *["model.path"] * (not args.predictions), *["run.out"] * (not args.out))
         sqls = read_predictions(args.predictions) if args.predictions else {}
         default = dict.fromkeys(split for split, _ in sqls) or [cfg.evaluation.split]
         names = args.split.split(",") if args.split else default
         splits = {name: load_questions(cfg.task.path, name) for name in names}
+        out = args.out or Path(cfg.run.out) / "eval"
+        out.mkdir(parents=True, exist_ok=True)                  # better now than when all is computed
         rows = evaluate_file(cfg, splits, sqls) if args.predictions else evaluate_model(cfg, splits)
-        write(args.out or Path(cfg.run.out) / "eval", rows, summarise(rows, {name: len(splits[name]) for name in splits}))
+        write(out, rows, summarise(rows, {name: len(splits[name]) for name in splits}))
         return 0
     except (ValueError, OSError, DatabaseError) as error:
         print(f"eval.py: {error}", file=sys.stderr)

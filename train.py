@@ -8,7 +8,7 @@ import torch
 
 from minigrpo.assemble import adapter_facts, check_prompts_fit, open_judge, start_policy
 from minigrpo.batch import make_batch
-from minigrpo.config import Config, load_config
+from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import evaluate_policy, summarise
 from minigrpo.metrics import Clock
 from minigrpo.rollout import collect
@@ -22,6 +22,7 @@ from minigrpo.update import make_optimizer, update
 
 def train(cfg: Config, *, resume: bool = False) -> int:
     """The recipe. Returns the process's exit status: 0, or 128 + the signal that ended the run early."""
+    require(cfg, "model.path", "run.out")
     if cfg.run.threads:
         torch.set_num_threads(cfg.run.threads)
     questions = QuestionStream(load_questions(cfg.task.path, cfg.task.split), cfg.grpo.questions, cfg.run.seed)
@@ -33,7 +34,13 @@ def train(cfg: Config, *, resume: bool = False) -> int:
     facts = {"base": cfg.model.path, **adapter_facts(cfg.model, cfg.lora)}
 
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge, Run(cfg, policy, optimizer, facts, resume=resume) as run:
+        def evaluate_if_due() -> None:
+            if run.evaluation_due():
+                rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
+                run.record_evaluation(cfg.evaluation.split, summarise(rows, {cfg.evaluation.split: len(dev)})[cfg.evaluation.split])
+
         check_prompts_fit(policy, judge, [*questions.questions, *asked], cfg.generation.max_new_tokens)
+        evaluate_if_due()                           # on resuming: the one that the run was stopped in
         for step in run.steps():
             clock, draws = Clock(), generator(cfg.run.seed, step, "sample", model.device)
             groups = collect(questions.batch(step), policy, judge, cfg.generation, generator=draws, clock=clock)
@@ -41,9 +48,7 @@ def train(cfg: Config, *, resume: bool = False) -> int:
             for _ in range(cfg.grpo.updates_per_rollout):
                 report = update(model, optimizer, batch, cfg.grpo, length=cfg.generation.max_new_tokens, clock=clock)
             run.record(step, groups, report, clock)
-            if run.evaluation_due():
-                rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
-                run.record_evaluation(cfg.evaluation.split, summarise(rows, {cfg.evaluation.split: len(dev)})[cfg.evaluation.split])
+            evaluate_if_due()
     return 128 + run.signal if run.signal else 0
 
 

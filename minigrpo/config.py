@@ -127,7 +127,6 @@ class Config:
 
 
 SECTIONS = {section.name: section.type for section in dataclasses.fields(Config)}
-REQUIRED = ("model.path", "run.out")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -152,20 +151,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not equals:
             raise ValueError(f"--set {override}: expected section.key=value")
         _set(sections, dotted.strip(), _parse_value(text.strip()), "--set")
-    config = Config(**{name: cls(**sections[name]) for name, cls in SECTIONS.items()})
-    for dotted in REQUIRED:
+    return Config(**{name: cls(**sections[name]) for name, cls in SECTIONS.items()})
+
+
+def require(config: Config, *keys: str) -> None:
+    """What a recipe cannot do without and has no default: an empty one is a ``ValueError``."""
+    for dotted in keys:
         section, name = dotted.split(".")
         if not getattr(getattr(config, section), name):
-            raise ValueError(f"{path}: {dotted} is missing: {_field(dotted).metadata['doc']}")
-    return config
+            raise ValueError(f"{dotted} is missing: {_field(dotted).metadata['doc']}")
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as TOML that ``load_config`` reads back to an equal one."""
     lines = []
     for section, values in dataclasses.asdict(config).items():
-        # JSON's numbers, booleans, strings and lists of strings are TOML's too.
-        lines += [f"[{section}]", *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()), ""]
+        # JSON's integers, booleans, strings and lists of strings are TOML's too; of numbers, Python's text is ("inf").
+        lines += [f"[{section}]", *(f"{name} = {value if isinstance(value, float) else json.dumps(value, ensure_ascii=False)}"
+                                    for name, value in values.items()), ""]
     return "\n".join(lines)
 
 

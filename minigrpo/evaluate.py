@@ -50,16 +50,17 @@ def read_predictions(path: Path) -> dict[tuple[str, int], str | None]:
     if not path.is_file():
         raise ValueError(f"--predictions: there is no file {path}")
     found: dict[tuple[str, int], str | None] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):     # not splitlines(): SQL may hold U+2028
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode())
             place, sql = (record["split"], record["index"]), record["sql"]
+            str(sql).encode()                                   # half a surrogate pair is no text
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}:{number}: expected a JSON object with split, index and sql ({error})") from None
         if not isinstance(place[0], str) or type(place[1]) is not int or not isinstance(sql, str | None):
-            raise ValueError(f"{path}:{number}: split and sql must be strings and index an integer, got {line[:100]}")
+            raise ValueError(f"{path}:{number}: split and sql must be strings and index an integer, got {str(record)[:100]}")
         if place in found:
             raise ValueError(f"{path}:{number}: {place[0]}/{place[1]} is given a second time")
         found[place] = sql

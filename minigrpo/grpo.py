@@ -118,7 +118,8 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
 
     Masked places may hold NaN or ±inf: they are replaced before anything is computed and change neither value nor
     gradient. Metrics are detached scalars, each aggregated as the loss is (so they too add up over micro-batches given
-    ``total``): ``objective``, ``kl``, ``ratio``, ``clip_ratio`` (share of tokens whose clipped branch was taken).
+    ``total``): ``objective``, ``kl``, ``ratio_drift`` (mean of ρ − 1), ``clip_ratio`` (share of tokens whose clipped branch
+    was taken).
     """
     check(logp_BC=logp_BC, old_logp_BC=old_logp_BC, ref_logp_BC=ref_logp_BC, advantage_B=advantage_B, mask_BC=mask_BC)
     _check_mask(mask_BC)
@@ -134,7 +135,7 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
     kl = aggregate(kl_penalty(logp_BC, ref_logp_BC, estimator=kl_estimator), mask_BC, **how)
 
     clipped_BC = (objective_BC < ratio_BC * advantage_B[:, None]).to(ratio_BC)
-    metrics = {"objective": objective, "kl": kl, "ratio": aggregate(ratio_BC, mask_BC, **how),
+    metrics = {"objective": objective, "kl": kl, "ratio_drift": aggregate(ratio_BC - 1, mask_BC, **how),
                "clip_ratio": aggregate(clipped_BC, mask_BC, **how)}
     loss = kl_coef * kl - objective if kl_coef else -objective          # KL off is off: 0 · ∞ would be NaN
     return loss, {name: value.detach() for name, value in metrics.items()}

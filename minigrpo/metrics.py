@@ -35,13 +35,14 @@ class JsonLines:
     def __init__(self, path: Path, *, keep_below: int | None = None) -> None:
         """``keep_below``: first cut an existing file back to records whose "step" is smaller (a torn last line goes too)."""
         if path.exists() and keep_below is not None:
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-                    if line.endswith("\n") and json.loads(line)["step"] < keep_below]
-            path.write_text("".join(kept), encoding="utf-8")
+            *whole, _ = path.read_bytes().split(b"\n")          # bytes: a torn line may end within a character
+            aside = path.with_name(path.name + ".writing")
+            aside.write_bytes(b"".join(line + b"\n" for line in whole if json.loads(line)["step"] < keep_below))
+            aside.replace(path)
         self.file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:
-        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")     # default: a cell that is a Decimal
         self.file.flush()
 
     def close(self) -> None:

@@ -37,20 +37,24 @@ FREE_TO_CHANGE = ("database.", "evaluation.", "run.steps", "run.out", "run.evalu
 class Run:
     """Use as a context manager. On leaving, however that happens, the last whole step is saved.
 
-    The first SIGINT or SIGTERM ends the run after the step in progress; the second at once (``KeyboardInterrupt``).
+    The first SIGINT or SIGTERM ends the run after the step in progress, or at once in an evaluation, which is done again
+    on resuming; the second at once (``SystemExit``). At once within the optimiser's step, that step is lost, and the
+    newest checkpoint stays the last.
     """
 
     def __init__(self, cfg: config.Config, policy: Policy, optimizer: torch.optim.Optimizer, adapter_facts: Mapping, *,
                  resume: bool) -> None:
         self.cfg, self.policy, self.optimizer, self.adapter_facts = cfg.run, policy, optimizer, adapter_facts
-        self.folder, self.done, self.saved = Path(cfg.run.out), 0, 0
+        self.folder, self.done, self.saved, self.evaluated = Path(cfg.run.out), 0, 0, 0
         self.best: dict[str, float] | None = None
         self.signal: int | None = None
+        if resume and not (self.folder / "config.toml").exists():
+            raise ValueError(f"--resume: {self.folder} holds no run")
         self.lock = lock_folder(self.folder)
         if resume:
             self._check_config(cfg)
             self._load(newest_checkpoint(self.folder))
-        elif (self.folder / "config.toml").exists():
+        elif has_steps(self.folder):
             raise ValueError(f"{self.folder} already holds a run: go on with --resume, or choose another run.out")
         (self.folder / "config.toml").write_text(config.dump_config(cfg), encoding="utf-8")
         self.metrics = JsonLines(self.folder / "metrics.jsonl", keep_below=self.done)
@@ -78,11 +82,14 @@ class Run:
             self.save()
 
     def evaluation_due(self) -> bool:
+        """After every ``evaluate_every`` steps and the last; also on resuming, where it was not done."""
         every = self.cfg.evaluate_every
-        return bool(every) and self.signal is None and (self.done % every == 0 or self.done == self.cfg.steps)
+        return (bool(every) and self.signal is None and self.evaluated < self.done
+                and (self.done % every == 0 or self.done == self.cfg.steps))
 
     def record_evaluation(self, split: str, summary: Mapping[str, float]) -> None:
         """Log a summary of ``evaluate.summarise`` after the last step; the best so far by ``strict`` keeps its checkpoint."""
+        self.evaluated = self.done
         self.metrics.write({"step": self.done - 1, **{f"{split}/{name}": value for name, value in summary.items()
                                                       if not isinstance(value, Mapping)}})
         say(f"step {self.done - 1} · {split}: strict {summary['strict']:.1f} % · EMS {summary['ems']:.1f} · "
@@ -99,7 +106,8 @@ class Run:
         shutil.rmtree(aside, ignore_errors=True)
         save_adapter(self.policy.model, aside, **self.adapter_facts)
         save_tensors(aside / "optimizer.safetensors", self._optimizer_tensors())
-        (aside / "state.json").write_text(json.dumps({"format": FORMAT, "step": self.done, "best": self.best}) + "\n")
+        state = {"format": FORMAT, "step": self.done, "evaluated": self.evaluated, "best": self.best}
+        (aside / "state.json").write_text(json.dumps(state) + "\n")
         for file in aside.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -122,7 +130,7 @@ class Run:
                 key.removeprefix(f"{name}/"): tensor.to("cpu" if tensor.ndim == 0 else parameter.device)
                 for key, tensor in tensors.items() if key.startswith(f"{name}/")}
         self.done = self.saved = state["step"]
-        self.best = state["best"]
+        self.evaluated, self.best = state["evaluated"], state["best"]
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         return {f"{name}/{key}": tensor for name, parameter in adapter_parameters(self.policy.model).items()
@@ -134,8 +142,6 @@ class Run:
 
     def _check_config(self, cfg: config.Config) -> None:
         """Resuming under another config would make a run that no config describes."""
-        if not (self.folder / "config.toml").exists():
-            raise ValueError(f"--resume: {self.folder} holds no run")
         then, now = _flat(config.load_config(self.folder / "config.toml")), _flat(cfg)
         for dotted, value in now.items():
             if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
@@ -161,22 +167,31 @@ class Run:
             say(f"saved: {checkpoint_folder(self.folder, self.saved)} ({self.saved} steps)")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
+        if self.signal is not None or self.evaluation_due():
+            raise SystemExit(128 + number)
         self.signal = number
         say("stopping after this step (again: at once) ...")
 
 
 def lock_folder(folder: Path):
     """Hold ``folder`` against a second process until the returned file is closed or we are gone, however we go."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ValueError(f"run.out: {folder} cannot be written to: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ValueError(f"{folder} is in use by another process") from None
     return file
+
+
+def has_steps(run: Path) -> bool:
+    """Whether anything was computed there; what failed before its first step may be started anew."""
+    metrics = run / "metrics.jsonl"
+    return bool(checkpoints(run)) or metrics.exists() and metrics.stat().st_size > 0
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -199,6 +214,7 @@ def show(group: Group, width: int = 79) -> str:
     """A group for the eye: question, gold answer, and each candidate's reward, outcome, SQL and rows; a line each."""
     def line(label: str, text: str) -> str:
         text = f"  {label:<9}" + " ".join(text.split())
+        text = "".join(char if char.isprintable() else "\ufffd" for char in text)       # no escape sequences to a terminal
         return text if len(text) <= width else text[:width - 1] + "…"
 
     lines = [group.question.id, line("question", group.question.text), line("gold", group.question.answer)]

@@ -43,7 +43,8 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
             gaps.append((old_logp_BC - batch.generation_logp_BC[rows]).abs()[mask_BC[rows]])
         gap_T = torch.cat(gaps)
-        return {**{name: value.item() for name, value in sums.items()}, **_step(model, optimizer, grpo.max_grad_norm),
+        report = {name: value.item() for name, value in sums.items()}
+        return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(model, optimizer, grpo.max_grad_norm),
                 "logp_gap_mean": gap_T.mean().item(), "logp_gap_max": gap_T.max().item()}
 
 

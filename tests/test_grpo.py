@@ -417,14 +417,14 @@ def example():
     return logp_BC, old_logp_BC, ref_logp_BC, f64([1, -1]), torch.tensor([[True, True], [True, False]])
 
 
-@pytest.mark.parametrize("how, objective, kl, ratio, clip_ratio", [
-    (dict(aggregation="sequence"), (2.3 / 2 - 2) / 2, LN2 / 4, (3 / 2 + 2) / 2, (1 / 2 + 0) / 2),
-    (dict(aggregation="token"), 0.3 / 3, (1 / 2) / 3, 5 / 3, 1 / 3),
-    (dict(aggregation="constant", length=5), 0.3 / 10, (1 / 2) / 10, 5 / 10, 1 / 10),
-    (dict(aggregation="sequence", total=8), (2.3 / 2 - 2) / 8, LN2 / 16, (3 / 2 + 2) / 8, (1 / 2 + 0) / 8),
+@pytest.mark.parametrize("how, objective, kl, drift, clip_ratio", [
+    (dict(aggregation="sequence"), (2.3 / 2 - 2) / 2, LN2 / 4, (1 / 2 + 1) / 2, (1 / 2 + 0) / 2),
+    (dict(aggregation="token"), 0.3 / 3, (1 / 2) / 3, 2 / 3, 1 / 3),
+    (dict(aggregation="constant", length=5), 0.3 / 10, (1 / 2) / 10, 2 / 10, 1 / 10),
+    (dict(aggregation="sequence", total=8), (2.3 / 2 - 2) / 8, LN2 / 16, (1 / 2 + 1) / 8, (1 / 2 + 0) / 8),
 ])
 @pytest.mark.parametrize("kl_coef", [0.0, 0.5])
-def test_loss_line_by_line(how, objective, kl, ratio, clip_ratio, kl_coef):
+def test_loss_line_by_line(how, objective, kl, drift, clip_ratio, kl_coef):
     """Ratios ρ = policy / old:              sequence 0: 1, 2          sequence 1: 2
     clipped to [1 − 0.2, 1 + 0.3]:        1, 1.3                    1.3
     min(ρA, clip(ρ)A):                    1, 1.3                    min(−2, −1.3) = −2
@@ -432,15 +432,15 @@ def test_loss_line_by_line(how, objective, kl, ratio, clip_ratio, kl_coef):
     d = ln(policy / reference):           0, ln 1/2                 ln 2
     k3 = e^(−d) + d − 1:                  0, 2 − ln 2 − 1 = 1 − ln 2         1/2 + ln 2 − 1 = ln 2 − 1/2
 
-    Sums over tokens: objective 2.3 and −2, KL 1 − ln 2 and ln 2 − 1/2, ratio 3 and 2, clipped 1 and 0.
+    Sums over tokens: objective 2.3 and −2, KL 1 − ln 2 and ln 2 − 1/2, drift ρ − 1: 1 and 1, clipped 1 and 0.
     "sequence": divide each by its length, 2 and 1, then by 2 sequences. KL: ((1 − ln 2)/2 + ln 2 − 1/2)/2 = ln 2 / 4.
     "token": all by 3. "constant" of length 5: all by 2 · 5. A given total of 8 takes the place of 2 sequences.
     """
     logp_BC, *rest = example()
     loss, metrics = grpo_loss(logp_BC.requires_grad_(), *rest, clip_high=0.3, kl_coef=kl_coef, **how)
     close(loss, -objective + kl_coef * kl)
-    assert metrics.keys() == {"objective", "kl", "ratio", "clip_ratio"}
-    for name, expected in dict(objective=objective, kl=kl, ratio=ratio, clip_ratio=clip_ratio).items():
+    assert metrics.keys() == {"objective", "kl", "ratio_drift", "clip_ratio"}
+    for name, expected in dict(objective=objective, kl=kl, ratio_drift=drift, clip_ratio=clip_ratio).items():
         close(metrics[name], expected)
         assert not metrics[name].requires_grad
 
@@ -487,7 +487,7 @@ def test_at_ratio_one_the_loss_is_zero_and_its_gradient_is_not():
     advantage_B = group_advantages(f64([[0, 0, 3]]), scale="none")[0]
     reference_BC = torch.zeros_like(logp_BC)
     loss, metrics = grpo_loss(logp_BC, logp_BC.clone(), reference_BC, advantage_B, mask_BC)
-    assert metrics["ratio"] == 1 and metrics["clip_ratio"] == 0
+    assert metrics["ratio_drift"] == 0 and metrics["clip_ratio"] == 0
     close(loss, 0.0)
     gradient_BC, = gradient(lambda x: grpo_loss(x, logp_BC, reference_BC, advantage_B, mask_BC)[0], logp_BC)
     close(gradient_BC, [[1 / 3, 0, 0, 0], [1 / 6, 1 / 6, 0, 0], [-2 / 12] * 4])

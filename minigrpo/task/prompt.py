@@ -21,12 +21,11 @@ The query will run on a database with the following schema:
 Given the database schema, here is the SQL query that answers [QUESTION]{question}[/QUESTION]
 [SQL]
 """,
-    "plain": """Given this database schema, write one SQL query that answers the question.
+    # Our own: asked for a statement "over the tables above" behind them, small models write SELECTs and not more tables.
+    "plain": """{schema}
 
-{schema}
-
-Question: {question}
-SQL query:
+Write one SELECT statement over the tables above that answers this question: {question}
+Answer in SQL:
 """,
 }
 

@@ -40,7 +40,7 @@ def test_a_column_without_values_has_no_samples():
 
 def test_templates_to_the_letter():
     assert render_prompt("plain", " Who? ", "S") == (
-        "Given this database schema, write one SQL query that answers the question.\n\nS\n\nQuestion: Who?\nSQL query:\n")
+        "S\n\nWrite one SELECT statement over the tables above that answers this question: Who?\nAnswer in SQL:\n")
     sqlcoder = render_prompt("sqlcoder", "Who?", "S")
     assert sqlcoder.startswith("### Task\nGenerate a SQL query to answer [QUESTION]Who?[/QUESTION]\n\n### Database Schema\n")
     assert sqlcoder.endswith("here is the SQL query that answers [QUESTION]Who?[/QUESTION]\n[SQL]\n")
