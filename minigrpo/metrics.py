@@ -56,12 +56,13 @@ def say(text: str = "") -> None:
 
 
 def progress(total: int, description: str, *, initial: int = 0, leave: bool = True) -> tqdm:
+    # A bar of width 0: only where there is a bar does tqdm trim the line to the terminal's width.
     return tqdm(total=total, initial=initial, desc=f"{description} ", leave=leave, dynamic_ncols=True, smoothing=0.1,
-                bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}")
+                bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}{bar:0}")
 
 
 def headline(metrics: Mapping[str, float]) -> str:
-    """What to look at first, within 80 columns beside the bar's own text.
+    """What to look at first, in this order: beside the bar's own text a narrow terminal shows the beginning.
 
     >>> headline({"reward": 312.5, "strict": 0.25, "kl": 0.00123, "error_rate": 0.5, "grad_norm": 0.8})
     'reward 312.5 strict 25% kl 0.0012 err 50% grad 0.8'

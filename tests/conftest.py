@@ -1,7 +1,11 @@
-"""A small policy that really writes SQL, and the folder it lives in: the parts that whole-line tests run on."""
+"""A small policy that really writes SQL, the folder it lives in, and the recipes: what whole-line tests run on."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Callable, NamedTuple
 
 import pytest
 import torch
@@ -64,3 +68,77 @@ def sql_model(tmp_path_factory) -> Path:
         loss.backward()
         optimizer.step()
     return write_folder(tmp_path_factory.mktemp("sql_model"), model=model, config=config, tokenizer=tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------------- the recipes
+def load_recipe(name: str) -> ModuleType:
+    """train.py or eval.py as a module: they are scripts, no part of the package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def train_recipe() -> ModuleType:
+    return load_recipe("train")
+
+
+@pytest.fixture(scope="session")
+def eval_recipe() -> ModuleType:
+    return load_recipe("eval")
+
+
+@pytest.fixture(scope="session")
+def small_toml(sql_model, tmp_path_factory) -> Path:
+    """A config of a third of a second a step: two questions, four draws each; every test gives its own run.out."""
+    file = tmp_path_factory.mktemp("config") / "small.toml"
+    file.write_text(f"""
+[task]
+path = "{MINI}"
+samples = 0
+[database]
+engine = "sqlite"
+[model]
+path = "{sql_model}"
+[lora]
+rank = 4
+alpha = 8.0
+[generation]
+method = "sample"
+completions = 4
+max_new_tokens = 8
+[grpo]
+questions = 2
+learning_rate = 1e-2
+[run]
+out = "to be given"
+steps = 6
+evaluate_every = 3
+save_every = 2
+sample_every = 3
+threads = 1
+""", encoding="utf-8")
+    return file
+
+
+class Ended(NamedTuple):
+    """What a command left: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(small_toml, capsys, monkeypatch) -> Callable[..., Ended]:
+    """``cli(recipe, "--set", ...)``: a recipe's main() in this process, on the small config unless another is named."""
+    def call(recipe: ModuleType, *arguments: object, config: object = small_toml) -> Ended:
+        monkeypatch.setattr(sys, "argv", [f"{recipe.__name__}.py", str(config), *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            status = recipe.main()
+        except SystemExit as end:
+            status = end.code
+        return Ended(status, *capsys.readouterr())
+    return call

@@ -39,7 +39,7 @@ class LoRALinear(nn.Module):
         if self.active is None:
             return out
         A, B = self.active
-        return out + (F.linear(F.linear(x.to(A.dtype), A), B) * self.scaling).to(out.dtype)
+        return out + F.linear(F.linear(x.to(A.dtype), A) * self.scaling, B).to(out.dtype)
 
     def merged(self) -> nn.Linear:
         """A new ``nn.Linear`` with W + scaling · B A, added in float32 and rounded once. The base stays as it is."""

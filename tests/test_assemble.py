@@ -1,0 +1,167 @@
+"""assemble.py: each config section becomes the part it describes, or one sentence says why not."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minigrpo.assemble import adapter_facts, check_prompts_fit, open_judge, start_policy
+from minigrpo.config import Config, load_config
+from minigrpo.policy.lora import adapter_parameters, adapters, reference
+from minigrpo.policy.weights import save_adapter
+from minigrpo.task.database import DatabaseError
+from minigrpo.task.mariadb import MariaDB
+from minigrpo.task.sqlite import SQLite
+from minigrpo.task.temptabqa import load_questions
+
+needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
+                                   reason="no mariadbd on the PATH: apt-get install mariadb-server")
+
+
+@pytest.fixture
+def config(small_toml):
+    return lambda *overrides: load_config(small_toml, ["run.out=unused", *overrides])
+
+
+def judge_of(cfg: Config):
+    return open_judge(cfg.task, cfg.database, cfg.reward)
+
+
+def policy_of(cfg: Config):
+    return start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
+
+
+# ----------------------------------------------------------------------------------------------------------------- judge
+@pytest.mark.parametrize("engine, kind", [("sqlite", SQLite), pytest.param("mariadb", MariaDB, marks=needs_mariadb)])
+def test_a_judge_has_the_benchmarks_tables_prompts_and_rewards(config, engine, kind):
+    """Mirela Quandt won Kraków and Port Moss gold in the original, two golds in Suva in the counterfactual; she won silver
+    in the original only."""
+    cfg = config(f"database.engine={engine}", "task.samples=2")
+    question = load_questions(cfg.task.path, "train")[0]
+    with judge_of(cfg) as judge:
+        assert isinstance(judge.database, kind)
+        silver = "SELECT COUNT(*) FROM Medal WHERE type = 'MedalSilver' AND year = 2014"
+        assert judge.database.run(silver, "original").rows == ((1,),)
+        assert judge.database.run(silver, "counterfactual").rows == ((0,),)
+        prompt = judge.prompt(question)
+        assert "CREATE TABLE Medal" in prompt and question.text in prompt and "'Suva'" in prompt
+        # The gold answer of train/0 is 2: "paper" gives 1 + 100 + 1000.
+        assert judge.reward(question, "", judge.database.run("SELECT 2", "original")).total == 1101
+        assert judge.reward(question, "", judge.database.run("SELECT nothing", "original")).total == -100
+    with pytest.raises(DatabaseError):                      # leaving has closed it
+        judge.database.run("SELECT 1", "original")
+
+
+def test_the_limits_are_the_configs(config):
+    with judge_of(config("database.max_rows=2", "database.max_bytes=100")) as judge:
+        assert judge.database.run("SELECT 1 UNION SELECT 2 UNION SELECT 3", "original").status == "too_large"
+        assert judge.database.run(f"SELECT '{'x' * 101}'", "original").status == "too_large"
+        assert judge.database.run("SELECT 1 UNION SELECT 2", "original").ok
+
+
+def test_a_counterfactual_question_sees_its_own_values(config):
+    cfg = config("task.samples=3")
+    original, counterfactual = (load_questions(cfg.task.path, split)[0] for split in ("train", "counterfactual"))
+    with judge_of(cfg) as judge:
+        assert "'Kraków'" in judge.prompt(original) and "'Kraków'" not in judge.prompt(counterfactual)
+
+
+@needs_mariadb
+def test_a_given_server_by_its_socket_and_a_login_it_refuses(config, monkeypatch):
+    with judge_of(config("database.engine=mariadb")) as private:
+        socket = private.database._reader.socket
+        given = ("database.engine=mariadb", f"database.socket={socket}")
+        with judge_of(config(*given, "database.user=root")) as judge:
+            assert judge.database.run("SELECT COUNT(*) FROM Athlete", "original").rows == \
+                private.database.run("SELECT COUNT(*) FROM Athlete", "original").rows
+        monkeypatch.setenv("MINIGRPO_DB_PASSWORD", "guessed")
+        with pytest.raises(DatabaseError) as caught:
+            judge_of(config(*given, "database.user=nobody"))
+    message = str(caught.value)
+    assert f"MariaDB at {socket} as 'nobody'" in message and "Access denied" in message
+    assert "guessed" not in message and "\n" not in message
+
+
+@needs_mariadb
+def test_a_server_that_is_not_there(config, tmp_path):
+    with pytest.raises(DatabaseError, match=f"MariaDB at {tmp_path}/s as 'me'.*"):
+        judge_of(config("database.engine=mariadb", f"database.socket={tmp_path}/s", "database.user=me"))
+
+
+def test_a_wrong_preset_is_said_before_a_database_is_opened(config, monkeypatch):
+    monkeypatch.setenv("PATH", "")                          # no server could start
+    with pytest.raises(ValueError, match="unknown reward 'papers'"):
+        judge_of(config("reward.preset=papers", "database.engine=mariadb"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- policy
+def hidden(policy) -> torch.Tensor:
+    with torch.no_grad():
+        return policy.model(torch.tensor([policy.tokenizer.encode("SQL query:\n")]))
+
+
+def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone(config):
+    one, same, other = (policy_of(config(f"run.seed={seed}")) for seed in (0, 0, 1))
+    with reference(one.model):
+        base = hidden(one)
+    assert torch.equal(hidden(one), base) and torch.equal(hidden(other), base)
+    first, second, third = (adapter_parameters(policy.model) for policy in (one, same, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], third[name]) for name in first if name.endswith("lora_A"))
+
+
+def test_the_configs_adapters(config):
+    """alpha / rank = 6/3; alpha / √rank = 6/2 with rank 4."""
+    policy = policy_of(config("lora.rank=3", "lora.alpha=6", 'lora.targets=["q_proj", "up_proj"]'))
+    layers = adapters(policy.model)
+    assert sorted(layers) == [f"model.layers.{i}.{name}" for i in range(2) for name in ("mlp.up_proj", "self_attn.q_proj")]
+    assert {(layer.scaling, len(layer.lora_A)) for layer in layers.values()} == {(2.0, 3)}
+    stabilised = policy_of(config("lora.rank=4", "lora.alpha=6", "lora.rank_stabilised=true"))
+    assert {layer.scaling for layer in adapters(stabilised.model).values()} == {3.0}
+
+
+def test_an_adapter_to_start_from_brings_its_own_shape_and_is_the_reference(config, tmp_path):
+    cfg = config()
+    policy = policy_of(cfg)
+    for parameter in adapter_parameters(policy.model).values():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    save_adapter(policy.model, tmp_path, base="x", **adapter_facts(cfg.model, cfg.lora))
+    other = config("lora.rank=7", "lora.alpha=1", 'lora.targets=["q_proj"]', f"model.adapter={tmp_path}")
+    assert adapter_facts(other.model, other.lora) == {
+        "rank": 4, "alpha": 8.0, "targets": cfg.lora.targets, "rank_stabilised": False}
+    again = policy_of(other)
+    assert torch.equal(hidden(again), hidden(policy))
+    with reference(again.model):                            # the start policy, not the base alone
+        assert torch.equal(hidden(again), hidden(policy))
+    with reference(policy.model):
+        assert not torch.equal(hidden(policy), hidden(again))
+
+
+def test_precision(config):
+    policy = policy_of(config("model.dtype=bfloat16"))
+    dtypes = {name.rsplit(".", 1)[-1]: parameter.dtype for name, parameter in policy.model.named_parameters()}
+    assert dtypes["lora_A"] == dtypes["lora_B"] == torch.float32 and dtypes["weight"] == torch.bfloat16
+    assert policy_of(config()).model.dtype == torch.float32         # "auto" on the CPU
+
+
+def test_an_adapter_that_is_no_plain_lora(config, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": True}))
+    with pytest.raises(ValueError, match="only plain LoRA adapters are supported, not use_dora = True"):
+        policy_of(config(f"model.adapter={tmp_path}"))
+
+
+# --------------------------------------------------------------------------------------------------------------- prompts
+def test_a_prompt_and_its_completion_may_fill_the_context_to_the_last_slot(config):
+    cfg = config()
+    policy, questions = policy_of(cfg), load_questions(cfg.task.path, "train")
+    with judge_of(cfg) as judge:
+        longest = max(len(policy.tokenizer.encode(judge.prompt(question))) for question in questions)
+        check_prompts_fit(policy, judge, questions, 1024 - longest)
+        with pytest.raises(ValueError, match=f"has {longest} tokens; with generation.max_new_tokens = {1025 - longest} that is "
+                                             "more than the model's context of 1024"):
+            check_prompts_fit(policy, judge, questions, 1025 - longest)
+        check_prompts_fit(policy, judge, [replace(questions[0], text="short")], 8)

@@ -1,0 +1,228 @@
+"""eval.py: rows and summary of a policy or of a file of SQL, on real engines; what it refuses; the benchmark's figures."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigrpo.config import load_config
+from minigrpo.run import checkpoints
+
+ROOT = Path(__file__).parent.parent
+MINI = ROOT / "tests/data/temptabqa_mini"
+GOLD = MINI / "gold_sql.jsonl"
+FIELDS = ["split", "index", "sql", "status", "answer", "ems", "rems", "strict"]
+ENGINES = ["sqlite", pytest.param("mariadb", marks=pytest.mark.skipif(
+    shutil.which("mariadbd") is None and "CI" not in os.environ, reason="no mariadbd on the PATH"))]
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def evaluate(cli, eval_recipe, out):
+    """``evaluate("--split", "dev")`` into ``out``; "model.path" points nowhere where predictions are given."""
+    def call(*arguments: object, status: int = 0):
+        nowhere = ["--set", "model.path=no/such/model"] if "--predictions" in arguments else []
+        ended = cli(eval_recipe, "--out", out, *nowhere, *arguments)
+        assert ended.status == status, ended
+        return ended
+    return call
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "rows.jsonl").read_bytes().decode().split("\n")[:-1]]
+
+
+def summary_of(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def predictions(tmp_path: Path, *lines: tuple[str, int, str | None]) -> Path:
+    file = tmp_path / "predictions.jsonl"
+    file.write_text("".join(json.dumps(dict(zip(("split", "index", "sql"), line))) + "\n" for line in lines))
+    return file
+
+
+# ----------------------------------------------------------------------------------------------------------- predictions
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gold_sql_is_right_where_it_is_marked_answerable(evaluate, out, engine):
+    evaluate("--predictions", GOLD, "--set", f"database.engine={engine}")
+    answerable = {(gold["split"], gold["index"]): gold["answerable"]
+                  for gold in map(json.loads, GOLD.read_text(encoding="utf-8").splitlines())}
+    rows = rows_of(out)
+    assert {(row["split"], row["index"]): bool(row["strict"]) for row in rows} == answerable
+    assert all(row["ems"] == row["strict"] and row["status"] == "ok" for row in rows)
+    # Counterfactual: two of three, 66.67 %; of the rest every one.
+    assert {split: line["strict"] for split, line in summary_of(out).items()} == {
+        "train": 100.0, "dev": 100.0, "original": 100.0, "counterfactual": 66.67, "small": 100.0, "easy": 100.0, "medium": 100.0}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_figures_by_hand(evaluate, out, tmp_path, engine):
+    """train has three questions, gold 2, "m freestyle" and " 2014". Given: a right one, and one that fails; nothing for
+    the third. original/0 wants "Women's team, Singles": one of two parts is REMS 50. Written last question first."""
+    file = predictions(tmp_path, ("original", 0, "SELECT 'Singles'"), ("train", 2, "SELECT nowhere FROM Medal"),
+                       ("train", 0, "SELECT 4 / 2"))
+    ended = evaluate("--predictions", file, "--set", f"database.engine={engine}")
+    rows = rows_of(out)
+    assert [list(row) for row in rows] == [FIELDS] * 3
+    assert [(row["split"], row["index"], row["status"], row["answer"], row["ems"], row["rems"], row["strict"]) for row in rows] \
+        == [("original", 0, "ok", "Singles", 0, 0.5, 0), ("train", 0, "ok", "2", 1, 1.0, 1),
+            ("train", 2, "unknown_column", "", 0, 0.0, 0)]
+    assert summary_of(out) == {
+        "original": {"n": 1, "of": 2, "strict": 0.0, "ems": 0.0, "rems": 50.0, "error_rate": 0.0, "status": {"ok": 100.0}},
+        "train": {"n": 2, "of": 3, "strict": 50.0, "ems": 50.0, "rems": 50.0, "error_rate": 50.0,
+                  "status": {"ok": 50.0, "unknown_column": 50.0}}}
+    assert ended.out.splitlines()[:3] == ["split     n of N  strict    EMS   REMS  errors",
+                                          "original  1 of 2    0.00   0.00  50.00    0.00",
+                                          "train     2 of 3   50.00  50.00  50.00   50.00"]
+
+
+def test_splits_choose_among_the_predictions_and_set_the_order(evaluate, out):
+    evaluate("--predictions", GOLD, "--split", "dev,train")
+    assert [(row["split"], row["index"]) for row in rows_of(out)] == [("dev", 0), ("train", 0), ("train", 1), ("train", 2)]
+
+
+def test_text_survives_as_it_is(evaluate, out, tmp_path):
+    """Separators that some take for line ends, quotes, diacritics: one line a row, read back equal."""
+    sql = "SELECT '\u2028 \x85 Õ \\ \"'"
+    evaluate("--predictions", predictions(tmp_path, ("train", 1, sql)))
+    row, = rows_of(out)
+    assert row["sql"] == sql and row["answer"] == "\u2028 \x85 Õ \\ \""
+    # What was written is itself a file of predictions, and gives the same again.
+    shutil.copy(out / "rows.jsonl", tmp_path / "again.jsonl")
+    evaluate("--predictions", tmp_path / "again.jsonl")
+    assert rows_of(out) == [row]
+
+
+# ----------------------------------------------------------------------------------------------------------------- model
+def test_a_model_on_two_splits(evaluate, out):
+    evaluate("--split", "train,dev", "--set", "evaluation.batch=2")
+    rows = rows_of(out)
+    assert [(row["split"], row["index"]) for row in rows] == [("train", 0), ("train", 1), ("train", 2), ("dev", 0)]
+    assert all(list(row) == FIELDS and row["sql"] for row in rows)
+    assert {split: (line["n"], line["of"]) for split, line in summary_of(out).items()} == {"train": (3, 3), "dev": (1, 1)}
+    for row in rows:                                        # "SELECT d" answers d
+        assert row["answer"] == row["sql"].removeprefix("SELECT ")
+
+
+def test_where_results_go_and_what_is_evaluated_unless_told(cli, eval_recipe, tmp_path):
+    ended = cli(eval_recipe, "--set", f"run.out={tmp_path}/run")
+    assert ended.status == 0 and [row["split"] for row in rows_of(tmp_path / "run/eval")] == ["dev"]
+    assert f"written: {tmp_path}/run/eval/rows.jsonl" in ended.out
+
+
+def test_an_adapter_changes_what_is_written(train_recipe, small_toml, evaluate, out, tmp_path):
+    """A step far too long leaves a policy that writes something else; and with the config's own rank, or another."""
+    run = tmp_path / "run"
+    train_recipe.train(load_config(small_toml, [f"run.out={run}", "run.steps=1", "grpo.learning_rate=0.3", "run.evaluate_every=0"]))
+    evaluate("--split", "train")
+    before = rows_of(out)
+    evaluate("--split", "train", "--adapter", checkpoints(run)[0], "--set", "lora.rank=2")
+    assert [row["sql"] for row in rows_of(out)] != [row["sql"] for row in before]
+    odd = Path(shutil.copytree(checkpoints(run)[0], tmp_path / 'a "b" é'))         # a path that is no bare word in TOML
+    changed = rows_of(out)
+    evaluate("--split", "train", "--adapter", odd)
+    assert rows_of(out) == changed
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+def refusal(ended) -> str:
+    message, = ended.err.strip("\n").split("\n")
+    assert message.startswith("eval.py: ")
+    return message.removeprefix("eval.py: ")
+
+
+@pytest.mark.parametrize("lines, arguments, sentence", [
+    ([("train", 3, "SELECT 1")], [], "--predictions: there is no question train/3; train has 3"),
+    ([("train", -1, "SELECT 1")], [], "--predictions: there is no question train/-1; train has 3"),
+    ([("test", 0, "SELECT 1")], [], "unknown split 'test': the benchmark has train, .*"),
+    ([("train", 0, "SELECT 1")], ["--split", "dev,easy"], "--predictions: the file has no row of dev, easy"),
+    ([("train", 0, "SELECT 1")], ["--split", "trian"], "unknown split 'trian' .*"),
+    ([], [], "--predictions: the file has no row of dev"),
+    ([("train", 0, 1)], [], ".*predictions.jsonl:1: split and sql must be strings and index an integer, got .*"),
+    ([("train", 0, "a"), ("train", 0, "b")], [], ".*predictions.jsonl:2: train/0 is given a second time"),
+])
+def test_predictions_that_do_not_fit(evaluate, tmp_path, lines, arguments, sentence):
+    ended = evaluate("--predictions", predictions(tmp_path, *lines), *arguments, status=1)
+    assert re.fullmatch(sentence, refusal(ended))
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--predictions", "no.jsonl"], "--predictions: there is no file no.jsonl"),
+    (["--split", "hard"], "split 'hard' has no file .*; splits that are there: .*"),
+    (["--adapter", "nowhere"], "nowhere/adapter_config.json is missing"),
+    (["--set", "task.path=nowhere"], "there is no benchmark folder nowhere; fetch it with: git clone .* nowhere"),
+    (["--set", "model.path=no/such/model"], "model.path: there is no folder no/such/model"),
+    (["--set", "generation.max_new_tokens=1000"], "the prompt of dev/0 has [0-9]+ tokens; .* lower it, or task.samples"),
+    (["--set", "reward.preset=papers"], "unknown reward 'papers'.*"),
+])
+def test_other_mistakes(evaluate, arguments, sentence):
+    assert re.fullmatch(sentence, refusal(evaluate(*arguments, status=1)))
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(cli, eval_recipe, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(eval_recipe, "evaluate_model", lambda *_: pytest.fail("it was computed first"))
+    for place in ("file", "file/below"):
+        ended = cli(eval_recipe, "--out", tmp_path / place)
+        assert ended.status == 1 and str(tmp_path / place) in refusal(ended)
+
+
+def test_an_adapter_has_no_say_in_predictions(cli, eval_recipe, capsys):
+    ended = cli(eval_recipe, "--predictions", GOLD, "--adapter", "a")
+    assert ended.status == 2 and "not allowed with argument" in ended.err
+
+
+def test_ctrl_c_is_clean(evaluate, eval_recipe, monkeypatch, out):
+    """While it decodes, with a real engine open: status 130, no traceback, nothing half written."""
+    monkeypatch.setattr(eval_recipe, "evaluate_policy", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    ended = evaluate(status=130)
+    assert ended.err == "" and list(out.iterdir()) == []
+
+
+def test_as_a_command(small_toml, out):
+    """Nothing on stderr; 80 columns are enough (but for a path as long as the user made it)."""
+    ended = subprocess.run([sys.executable, str(ROOT / "eval.py"), str(small_toml), "--predictions", str(GOLD), "--out", str(out)],
+                           cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 1 + 7 + 1 and max(map(len, lines[:-1])) <= 80
+    assert lines[0].split() == ["split", "n", "of", "N", "strict", "EMS", "REMS", "errors"]
+
+
+# ------------------------------------------------------------------------------------------------------ the real benchmark
+def find_benchmark() -> Path | None:
+    """As in tests/task/test_temptabqa.py; gold SQL is in the development copy only."""
+    named = os.environ.get("MINIGRPO_TEMPTABQA")
+    places = [Path(named)] if named else [ROOT / "data/TEMPTABQA-C", ROOT.parent / "shared/temptabqa_c"]
+    return next((place for place in places if (place / "gold_sql.jsonl").is_file()), None)
+
+
+BENCHMARK = find_benchmark()
+# BENCHMARK.md §2: (EMS, strict) of correct SQL on MariaDB, ± 0.3 for ties that are undefined.
+ORACLE = {"original": (98.4, 98.4), "counterfactual": (96.6, 96.6), "small": (98.9, 98.9), "easy": (95.9, 95.9),
+          "train": (89.4, 89.1), "dev": (89.0, 88.3)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BENCHMARK is None, reason="the benchmark with gold SQL is not here (set MINIGRPO_TEMPTABQA)")
+@pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ, reason="no mariadbd on the PATH")
+def test_the_oracle_figures_of_the_benchmark(evaluate, out):
+    evaluate("--predictions", BENCHMARK / "gold_sql.jsonl", "--set", f"task.path={BENCHMARK}", "--set", "database.engine=mariadb",
+             "--set", "database.time_limit=2")
+    summary = summary_of(out)
+    assert {split: line["n"] for split, line in summary.items()} == {split: line["of"] for split, line in summary.items()}
+    for split, (ems, strict) in ORACLE.items():
+        assert summary[split]["ems"] == pytest.approx(ems, abs=0.3), split
+        assert summary[split]["strict"] == pytest.approx(strict, abs=0.3), split
+        assert summary[split]["error_rate"] == 0.0, split

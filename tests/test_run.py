@@ -1,0 +1,335 @@
+"""run.py: a run's folder. What is written, kept, cut back, refused; how a run is left. The loop itself: test_train.py."""
+
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigrpo.assemble import adapter_facts, start_policy
+from minigrpo.config import load_config
+from minigrpo.metrics import Clock
+from minigrpo.policy.lora import adapter_parameters
+from minigrpo.policy.search import Completion
+from minigrpo.policy.weights import load_tensors
+from minigrpo.rollout import Group, Rollout
+from minigrpo.run import Run, checkpoints, show
+from minigrpo.task.database import Execution
+from minigrpo.task.questions import Question
+from minigrpo.task.reward import Reward
+from minigrpo.update import make_optimizer
+
+REPORT = {"kl": 0.0, "grad_norm": 1.0}
+
+
+def group(*cells: object, sql: str = "SELECT 1", text: str = "How many?", count: int = 1) -> Group:
+    terms = {"error": 0.0, "runs": 1.0, "rems": 0.0, "ems": 0.0, "strict": 0.0}
+    rollout = Rollout(Completion((1, 2), (-0.5, -0.5), True), sql + ";", sql, Execution("ok", (cells,)), Reward(1.0, terms))
+    return Group(Question("train/0", "train", 0, text, "1", "original", "1"), (1, 2, 3), (rollout,) * count)
+
+
+@pytest.fixture
+def enter(small_toml, tmp_path):
+    """``enter("run.steps=2", resume=True)``: a Run on a real policy and optimiser, in one folder for the test."""
+    def make(*overrides: str, resume: bool = False, out: Path = tmp_path / "run") -> Run:
+        cfg = load_config(small_toml, [f"run.out={out}", *overrides])
+        policy = start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
+        facts = {"base": cfg.model.path, **adapter_facts(cfg.model, cfg.lora)}
+        return Run(cfg, policy, make_optimizer(policy.model, cfg.grpo), facts, resume=resume)
+    return make
+
+
+def take_step(run: Run, step: int) -> None:
+    """An optimiser step in a direction of the step's own, and its record: all that a run sees of the mathematics."""
+    draw = torch.Generator().manual_seed(step)
+    for parameter in adapter_parameters(run.policy.model).values():
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
+    run.optimizer.step()
+    run.record(step, [group(1)], REPORT, Clock())
+
+
+def lines(run: Run, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (run.folder / name).read_bytes().decode().split("\n")[:-1]]
+
+
+def names(run: Run) -> list[str]:
+    return [folder.name for folder in checkpoints(run.folder)]
+
+
+def adapters(run: Run) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in adapter_parameters(run.policy.model).values()]
+
+
+def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, ours, theirs))
+
+
+# --------------------------------------------------------------------------------------------------- saving and resuming
+def test_a_saved_run_comes_back_bit_for_bit(enter):
+    with enter("run.steps=3") as run:
+        for step in run.steps():
+            take_step(run, step)
+    before, moments = adapters(run), run._optimizer_tensors()
+    again = enter("run.steps=3", resume=True)
+    assert again.done == 3 and same(adapters(again), before)
+    assert {name: tensor.tolist() for name, tensor in again._optimizer_tensors().items()} == \
+           {name: tensor.tolist() for name, tensor in moments.items()}
+    # step, exp_avg and exp_avg_sq of A and B of 2 layers × 7 projections
+    assert len(moments) == 3 * 2 * 14
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(enter):
+    """Saved at 2, 4, 6, 8 by save_every, and at 3 by the evaluation, the best of two: left are 3, 6 and 8."""
+    with enter("run.steps=8", "run.save_every=2", "run.evaluate_every=0") as run:
+        for step in run.steps():
+            take_step(run, step)
+            if step in (2, 4):
+                run.record_evaluation("dev", {"strict": 50.0 - step, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1})
+    assert names(run) == ["step-000003", "step-000006", "step-000008"]
+    assert run.best == {"step": 3, "strict": 48.0}
+    assert enter("run.steps=8", "run.evaluate_every=0", resume=True).best == run.best       # and a resumed run knows it
+
+
+def test_a_tie_keeps_the_earlier_one(enter):
+    with enter("run.steps=2") as run:
+        for step in run.steps():
+            take_step(run, step)
+            run.record_evaluation("dev", {"strict": 10.0, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1})
+    assert run.best["step"] == 1
+
+
+def test_what_is_half_written_is_no_checkpoint(enter):
+    with enter("run.steps=2") as run:
+        for step in run.steps():
+            take_step(run, step)
+    aside = run.folder / "checkpoints/step-000009.writing"
+    aside.mkdir()
+    (aside / "state.json").write_text('{"for')
+    assert enter("run.steps=2", resume=True).done == 2
+
+
+def test_the_newest_checkpoint_counts_by_number(enter):
+    with enter("run.steps=2") as run:
+        for step in run.steps():
+            take_step(run, step)
+        run.done = 11                                       # as if: 2 < 11, though "2" > "11"
+        run.save()
+    assert names(run)[-1] == "step-000011"
+
+
+def test_records_beyond_the_checkpoint_are_cut_and_torn_lines_go_even_within_a_character(enter):
+    """Steps 0..3 are recorded, the checkpoint is of step 2 (two steps done): 2 and 3 go, and so do the torn ends. U+2028,
+    which Python's splitlines takes for the end of a line, does not end one."""
+    with enter("run.steps=2", "run.sample_every=1") as run:
+        for step in run.steps():
+            take_step(run, step)
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2}\n{"step": 3}\n{"step": 1')
+    with open(run.folder / "samples.jsonl", "ab") as file:
+        file.write('{"step": 1, "text": "a\u2028b\x85c"}\n'.encode() + '{"step": 0, "text": "Õ'.encode()[:-1])
+    again = enter("run.steps=2", resume=True)
+    assert [line["step"] for line in lines(again)] == [0, 1]
+    assert [line["step"] for line in lines(again, "samples.jsonl")] == [0, 1, 1]
+    assert lines(again, "samples.jsonl")[-1]["text"] == "a\u2028b\x85c"
+
+
+def test_nothing_moved_yet_nothing_to_save(enter):
+    with enter("run.steps=0") as run:
+        assert list(run.steps()) == []
+    assert names(run) == [] and lines(run) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+def refusal(enter, *overrides: str, **options: object) -> str:
+    with pytest.raises(ValueError) as caught:
+        enter(*overrides, **options)
+    return str(caught.value)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(enter, tmp_path):
+    with enter("run.steps=1") as run:
+        take_step(run, 0)
+    before = lines(run)
+    assert refusal(enter) == f"{tmp_path}/run already holds a run: go on with --resume, or choose another run.out"
+    assert lines(run) == before
+
+
+def test_checkpoints_alone_are_a_run(enter):
+    """Metrics removed by hand: a new run beside old checkpoints would one day resume from theirs."""
+    with enter("run.steps=1") as run:
+        take_step(run, 0)
+    (run.folder / "metrics.jsonl").unlink()
+    assert "already holds a run" in refusal(enter)
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_started_anew(enter):
+    with pytest.raises(ValueError, match="too long"), enter("grpo.learning_rate=1"):
+        raise ValueError("a prompt is too long")
+    with enter("grpo.learning_rate=0.5") as run:
+        take_step(run, 0)
+    assert "learning_rate = 0.5" in (run.folder / "config.toml").read_text()
+
+
+def test_there_must_be_something_to_resume(enter, tmp_path):
+    assert refusal(enter, resume=True) == f"--resume: {tmp_path}/run holds no run"
+    assert not (tmp_path / "run").exists()                  # a slip of the keyboard leaves no folder
+    with enter("run.steps=0"):
+        pass
+    assert refusal(enter, resume=True) == (f"--resume: {tmp_path}/run has no checkpoint yet; start the run anew in another "
+                                           "run.out")
+
+
+@pytest.mark.parametrize("override, sentence", [
+    ("run.seed=7", "--resume: run.seed was 0 and is now 7; to change it, start another run"),
+    ("lora.rank=8", "--resume: lora.rank was 4 and is now 8; to change it, start another run"),
+    ("grpo.kl_coef=0.5", "--resume: grpo.kl_coef was 0.04 and is now 0.5; to change it, start another run"),
+    ("generation.method=beam", "--resume: generation.method was 'sample' and is now 'beam'; to change it, start another run"),
+    ("task.path=elsewhere", "--resume: task.path was '{mini}' and is now 'elsewhere'; to change it, start another run"),
+    ("reward.preset=strict", "--resume: reward.preset was 'paper' and is now 'strict'; to change it, start another run"),
+])
+def test_another_config_is_another_run(enter, override, sentence):
+    with enter("run.steps=1") as run:
+        take_step(run, 0)
+    mini = Path(__file__).parent / "data/temptabqa_mini"
+    assert refusal(enter, "run.steps=1", override, resume=True) == sentence.format(mini=mini)
+
+
+def test_what_changes_no_result_may_change(enter):
+    with enter("run.steps=1", "grpo.max_grad_norm=inf") as run:     # infinity is a number that the config must carry over
+        take_step(run, 0)
+    again = enter("grpo.max_grad_norm=inf", "run.steps=9", "database.engine=mock", "run.save_every=7", "run.threads=2",
+                  "evaluation.questions=1", "run.evaluate_every=1", "run.sample_every=0", resume=True)
+    assert list(zip(again.steps(), range(1))) == [(1, 0)]           # one done, the second is next
+    assert load_config(run.folder / "config.toml").run.steps == 9
+
+
+@pytest.mark.parametrize("name, change, sentence", [
+    ("optimizer.safetensors", lambda content: content[:-10], "optimizer.safetensors is not a whole safetensors file"),
+    ("state.json", lambda content: content.replace(b'"format": 1', b'"format": 99'),
+     "checkpoint format 99, this program reads 1"),
+    ("adapter_model.safetensors", lambda content: b"", "adapter_model.safetensors is not a whole safetensors file"),
+])
+def test_a_checkpoint_that_is_torn_or_of_another_format_is_refused(enter, name, change, sentence):
+    with enter("run.steps=1") as run:
+        take_step(run, 0)
+    file = checkpoints(run.folder)[0] / name
+    file.write_bytes(change(file.read_bytes()))
+    assert sentence in refusal(enter, "run.steps=1", resume=True)
+
+
+def test_a_folder_is_for_one_process(enter, tmp_path):
+    """The lock is another process's until that is gone, killed included."""
+    code = ("import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); "
+            "time.sleep(60)")
+    (tmp_path / "run").mkdir()
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run/lock")], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    assert refusal(enter) == f"{tmp_path}/run is in use by another process"
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    with enter():
+        pass
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_made(enter, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / place                                  # /proc stays /proc: an absolute path wins
+    assert refusal(enter, out=out).startswith(f"run.out: {out} cannot be written to: ")
+
+
+# --------------------------------------------------------------------------------------------------------------- leaving
+def test_a_first_signal_lets_the_step_finish(enter, capsys):
+    with enter("run.steps=9", "run.evaluate_every=0") as run:
+        for step in run.steps():
+            os.kill(os.getpid(), signal.SIGTERM)
+            take_step(run, step)
+    assert run.signal == signal.SIGTERM and names(run) == ["step-000001"]
+    assert capsys.readouterr().out.count("stopping after this step") == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL           # ours no more
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_and_the_last_whole_step_is_saved(enter, number):
+    with pytest.raises(SystemExit) as left, enter("run.steps=9") as run:
+        take_step(run, 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+        raise AssertionError("it went on")
+    assert left.value.code == 128 + number and names(run) == ["step-000001"]
+
+
+def test_a_step_in_the_middle_is_not_saved(enter):
+    """The optimiser has moved, the record is not written: to save that as step 1 would be to take the step twice."""
+    with pytest.raises(RuntimeError), enter("run.steps=9") as run:
+        take_step(run, 0)
+        run.save()
+        before = adapters(run)
+        run.optimizer.step()
+        raise RuntimeError("in the middle")
+    assert not same(adapters(run), before)
+    assert same(adapters(enter("run.steps=9", resume=True)), before)
+
+
+def test_an_error_saves_and_goes_on_as_itself(enter):
+    with pytest.raises(OSError, match="^disk$"), enter("run.steps=9", "run.save_every=5") as run:
+        take_step(run, 0)
+        raise OSError("disk")
+    assert names(run) == ["step-000001"]
+
+
+def test_an_evaluation_is_due_once_and_again_where_it_was_not_done(enter):
+    """evaluate_every = 2 of 3 steps: after 2 and after the last."""
+    with enter("run.steps=3", "run.evaluate_every=2") as run:
+        due = []
+        for step in run.steps():
+            take_step(run, step)
+            due.append(run.evaluation_due())
+    assert due == [False, True, True]
+    again = enter("run.steps=3", "run.evaluate_every=2", resume=True)
+    assert again.evaluation_due()
+    with again:
+        again.record_evaluation("dev", {"strict": 1.0, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1})
+        assert not again.evaluation_due()
+    assert not enter("run.steps=3", "run.evaluate_every=2", resume=True).evaluation_due()
+
+
+# ---------------------------------------------------------------------------------------------------------------- records
+def test_a_sample_holds_whatever_a_database_returns(enter):
+    """MariaDB gives Decimals for AVG and SUM, dates, times and bytes: none is JSON's, all are written as text."""
+    cells = (Decimal("2.5000"), datetime.date(2012, 8, 1), datetime.timedelta(seconds=1), b"\xff", None, "Õ\u2028", 1.5)
+    with enter("run.steps=1") as run:
+        run.record(0, [group(*cells)], REPORT, Clock())
+    (sample,) = lines(run, "samples.jsonl")
+    assert sample["rollouts"][0]["execution"]["rows"] == [["2.5000", "2012-08-01", "0:00:01", "b'\\xff'", None, "Õ\u2028", 1.5]]
+    assert sample["question"]["text"] == "How many?" and sample["rollouts"][0]["sql"] == "SELECT 1"
+
+
+def test_samples_come_every_so_often_or_never(enter, tmp_path):
+    for every, expected in ((2, [0, 2]), (0, [])):
+        with enter("run.steps=4", f"run.sample_every={every}", out=tmp_path / str(every)) as run:
+            for step in run.steps():
+                take_step(run, step)
+        assert [line["step"] for line in lines(run, "samples.jsonl")] == expected
+
+
+def test_a_shown_group_fits_the_screen_and_commands_no_terminal():
+    """79 characters at most, one line for each thing, nothing that moves a cursor or rings a bell."""
+    shown = show(group("x" * 500, sql="SELECT\n  '\x1b[2J\x07'\t, 1" + " FROM t" * 40, text="Wie viele? " * 20, count=3))
+    assert len(shown.split("\n")) == 3 + 3 * 3
+    assert all(len(line) <= 79 and line.isprintable() for line in shown.split("\n"))
+    assert "SELECT '\ufffd[2J\ufffd' , 1 FROM t" in shown
+
+
+def test_the_written_optimiser_state_is_float32_and_safetensors(enter):
+    with enter("run.steps=1") as run:
+        take_step(run, 0)
+    tensors = load_tensors(checkpoints(run.folder)[0] / "optimizer.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
