@@ -14,17 +14,16 @@ from minigrpo.policy.lora import reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, pad_prompts
 from minigrpo.rollout import Group
-from minigrpo.shapes import check
+from minigrpo.shapes import check, check_boolean
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's data on the policy's device. B = Q · K is question-major.
+class Part:
+    """Some groups of a batch, padded among themselves: one forward and backward pass. B = Q · K is question-major.
 
     ``generation_logp_BC`` are the log-probs that the search saw: only ever compared with those of scoring.
     ``old_logp_BC`` is None when the batch is used for one update: then the update's own forward pass, detached, is the old
-    policy. ``parts``: slices of questions, one forward and backward pass each; every pass over the batch takes the same
-    ones, so that equal policies give equal bits.
+    policy. Every pass over a part computes the same shapes, so that equal policies give equal bits.
     """
 
     prompts: Prompts
@@ -34,54 +33,76 @@ class Batch:
     generation_logp_BC: Tensor
     ref_logp_BC: Tensor
     old_logp_BC: Tensor | None
-    parts: tuple[slice, ...]
-    temperature: float
 
     def __post_init__(self) -> None:
         Q, K, _ = self.ids_QKC.shape
-        check(ids_QP=self.prompts.ids_QP, ids_QKC=self.ids_QKC, mask_QKC=self.mask_QKC, advantage_QK=self.advantage_QK,
-              generation_logp_BC=self.generation_logp_BC, ref_logp_BC=self.ref_logp_BC, B=Q * K)
+        check(ids_QP=self.prompts.ids_QP, length_Q=self.prompts.length_Q, ids_QKC=self.ids_QKC, mask_QKC=self.mask_QKC,
+              advantage_QK=self.advantage_QK, generation_logp_BC=self.generation_logp_BC, ref_logp_BC=self.ref_logp_BC,
+              old_logp_BC=self.ref_logp_BC if self.old_logp_BC is None else self.old_logp_BC, B=Q * K)
+        check_boolean(mask_QKC=self.mask_QKC)
 
-    def rows(self, part: slice) -> slice:
-        """The sequences (of B) of a part's questions."""
-        K = self.ids_QKC.shape[1]
-        return slice(part.start * K, part.stop * K)
+    @property
+    def mask_BC(self) -> Tensor:
+        return self.mask_QKC.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data on the policy's device. ``temperature`` is the one the completions were drawn at (1 for beams)."""
+
+    parts: tuple[Part, ...]
+    temperature: float
 
 
 def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, temperature: float, clock: Clock) -> Batch:
-    """Pad, compute advantages within groups, and score the completions under the start policy.
+    """Compute advantages within groups, lay the groups out in parts, and score them under the start policy.
 
-    ``temperature`` is the one the completions were drawn at (1 for beams).
+    Groups of like size go into one part, as many as ``grpo.micro_batch_tokens`` tree slots hold (at least one), so that a
+    long completion makes no short one pay for it.
     """
-    completions = [[rollout.completion for rollout in group.rollouts] for group in groups]
-    depth = max(len(completion.ids) for group in completions for completion in group)
-
-    def padded(field: str, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([[[*getattr(completion, field), *[0] * (depth - len(completion.ids))] for completion in group]
-                             for group in completions], dtype=dtype, device=model.device)
-
-    ids_QKC, generation_logp_QKC = padded("ids", torch.long), padded("logprobs", torch.float32)
-    length_QK = torch.tensor([[len(completion.ids) for completion in group] for group in completions], device=model.device)
-    mask_QKC = torch.arange(depth, device=model.device) < length_QK[:, :, None]
-    prompts = pad_prompts([group.prompt_ids for group in groups], device=model.device)
     reward_QK = torch.tensor([[rollout.reward.total for rollout in group.rollouts] for group in groups],
                              dtype=torch.float64)
-    advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(model.device, torch.float32)
+    advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(torch.float32)
+    return Batch(tuple(_make_part([groups[q] for q in chosen], advantage_QK[chosen].to(model.device), model,
+                                  keep_old=grpo.updates_per_rollout > 1, temperature=temperature, clock=clock)
+                       for chosen in _parts(groups, grpo.micro_batch_tokens)), temperature)
 
-    slots = prompts.ids_QP.shape[1] + ids_QKC.shape[1] * depth
-    size = max(1, grpo.micro_batch_tokens // slots)
-    parts = tuple(slice(start, min(start + size, len(groups))) for start in range(0, len(groups), size))
 
+def _parts(groups: Sequence[Group], budget: int) -> list[list[int]]:
+    """Places of the groups, from small trees to large ones, cut where padded slots would exceed the budget."""
+    sizes = [(len(group.prompt_ids), max(len(rollout.completion.ids) for rollout in group.rollouts)) for group in groups]
+    parts: list[list[int]] = []
+    for q in sorted(range(len(groups)), key=lambda q: sum(sizes[q])):
+        together = [*parts[-1], q] if parts else [q]
+        longest_P, longest_C = (max(sizes[i][side] for i in together) for side in (0, 1))
+        if parts and len(together) * (longest_P + len(groups[q].rollouts) * longest_C) <= budget:
+            parts[-1] = together
+        else:
+            parts.append([q])
+    return parts
+
+
+def _make_part(groups: Sequence[Group], advantage_QK: Tensor, model: CausalLM, *, keep_old: bool, temperature: float,
+               clock: Clock) -> Part:
+    completions = [[rollout.completion for rollout in group.rollouts] for group in groups]
+    length_QK = torch.tensor([[len(completion.ids) for completion in group] for group in completions])
+    depth = int(length_QK.max())
+
+    def padded(field: str, dtype: torch.dtype) -> Tensor:
+        rows = [[[*getattr(completion, field), *[0] * (depth - len(completion.ids))] for completion in group]
+                for group in completions]
+        return torch.tensor(rows, dtype=dtype).to(model.device)
+
+    prompts = pad_prompts([group.prompt_ids for group in groups], device=model.device)
+    ids_QKC, generation_logp_QKC = padded("ids", torch.long), padded("logprobs", torch.float32)
+    mask_QKC = (torch.arange(depth) < length_QK[:, :, None]).to(model.device)
+
+    @torch.no_grad()
     def scored() -> Tensor:
-        with torch.no_grad():
-            return torch.cat([completion_logprobs(model, prompts[part], ids_QKC[part], mask_QKC[part],
-                                                  temperature=temperature) for part in parts])
+        return completion_logprobs(model, prompts, ids_QKC, mask_QKC, temperature=temperature)
 
     with clock("reference"), reference(model):
         ref_logp_BC = scored()
-    old_logp_BC = None
-    if grpo.updates_per_rollout > 1:
-        with clock("old"):
-            old_logp_BC = scored()
-    return Batch(prompts, ids_QKC, mask_QKC, advantage_QK, generation_logp_QKC.flatten(0, 1), ref_logp_BC, old_logp_BC,
-                 parts, temperature)
+    with clock("old"):
+        old_logp_BC = scored() if keep_old else None
+    return Part(prompts, ids_QKC, mask_QKC, advantage_QK, generation_logp_QKC.flatten(0, 1), ref_logp_BC, old_logp_BC)

@@ -7,6 +7,8 @@ of a wrong type or out of range is one sentence: file, key, what was expected, w
 import dataclasses
 import difflib
 import json
+import math
+import operator
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +17,10 @@ from typing import Any, Mapping, Sequence, get_args
 PASSWORD_VARIABLE = "MINIGRPO_DB_PASSWORD"      # secrets come from the environment, never from a file
 
 
-def key(default: Any, doc: str, *, low: float | None = None, high: float | None = None,
+def key(default: Any, doc: str, *, low: float | None = None, above: float | None = None, high: float | None = None,
         choices: Sequence[str] = ()) -> Any:
-    """A documented field: ``low`` and ``high`` bound numbers (inclusive), ``choices`` lists what a string may be."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": tuple(choices)})
+    """A documented field. Numbers are ≥ ``low``, > ``above`` and ≤ ``high``; ``choices`` lists what a string may be."""
+    return field(default=default, metadata={"doc": doc, "low": low, "above": above, "high": high, "choices": tuple(choices)})
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Database:
     port: int = key(3306, "the given server's port", low=1, high=65535)
     socket: str = key("", "the given server's unix socket")
     user: str = key("", f"account on the given server; its password is read from ${PASSWORD_VARIABLE}")
-    time_limit: float = key(0.25, "seconds a query may take, enforced by the server", low=0.001)
+    time_limit: float = key(0.25, "seconds a query may take, enforced by the server", above=0)
     max_rows: int = key(1000, "rows a result may have", low=1)
     max_bytes: int = key(1_000_000, "bytes a result may have", low=1)
     connections: int = key(4, "queries at once", low=1, high=1000)
@@ -47,15 +49,16 @@ class Database:
 class Model:
     path: str = key("", "a Hugging Face model folder, or a hub id")
     dtype: str = key("auto", "of the base weights; auto: bfloat16 on CUDA, float32 on the CPU",
-                     choices=("auto", "float32", "bfloat16", "float16", "float64"))
+                     choices=("auto", "float32", "bfloat16"))
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
-    adapter: str = key("", "an adapter in peft's layout to start from; it becomes the reference policy")
+    adapter: str = key("", "an adapter in peft's layout to start from: the reference policy; its own rank, alpha "
+                           "and targets are used, not those of [lora]")
 
 
 @dataclass(frozen=True)
 class LoRA:
     rank: int = key(16, "rank R of the adapters", low=1)
-    alpha: float = key(32.0, "adapters are scaled by alpha / rank", low=0)
+    alpha: float = key(32.0, "adapters are scaled by alpha / rank", above=0)
     rank_stabilised: bool = key(False, "scale by alpha / √rank instead")
     targets: tuple[str, ...] = key(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
                                    "names of the linear layers that get one")
@@ -66,10 +69,10 @@ class Generation:
     method: str = key("beam", "how the K candidates are found", choices=("beam", "sample"))
     completions: int = key(2, "K, candidates a question", low=1)
     max_new_tokens: int = key(384, "tokens a candidate may have, the stop token included", low=1)
-    stop_strings: tuple[str, ...] = key((";",), "a candidate ends where one of these is complete")
-    length_penalty: float = key(1.0, "beams are scored Σ log-prob / length^length_penalty")
-    early_stopping: bool = key(False, "stop as soon as K beams have finished")
-    temperature: float = key(1.0, "of sampling, and of scoring what was sampled", low=0.01)
+    stop_strings: tuple[str, ...] = key((";",), "a candidate ends where one of these is complete, in a quoted text too")
+    length_penalty: float = key(1.0, "of beams: they are scored Σ log-prob / length^length_penalty")
+    early_stopping: bool = key(False, "of beams: stop as soon as K have finished")
+    temperature: float = key(1.0, "of sampling, and of scoring what was sampled; beams ignore it", above=0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class GRPO:
                                    low=1)
     learning_rate: float = key(1e-5, "of AdamW", low=0)
     weight_decay: float = key(0.0, "of AdamW, decoupled", low=0)
-    max_grad_norm: float = key(1.0, "the gradient's norm is clipped to this", low=0)
+    max_grad_norm: float = key(1.0, "the gradient's norm is clipped to this", above=0)
     clip_low: float = key(0.2, "the ratio is clipped below at 1 − clip_low", low=0, high=1)
     clip_high: float = key(0.2, "the ratio is clipped above at 1 + clip_high", low=0)
     kl_coef: float = key(0.04, "weight β of the KL penalty to the start policy", low=0)
@@ -92,7 +95,7 @@ class GRPO:
     aggregation: str = key("sequence", "mean over sequences (GRPO), over tokens (DAPO), or a constant (Dr. GRPO)",
                            choices=("sequence", "token", "constant"))
     scale: str = key("group", "advantages over the group's σ, or unscaled", choices=("group", "none"))
-    micro_batch_tokens: int = key(8192, "tree slots in one forward and backward pass (at least one question)", low=1)
+    micro_batch_tokens: int = key(8192, "tree slots in one forward and backward pass; a question is never divided", low=1)
 
 
 @dataclass(frozen=True)
@@ -195,20 +198,22 @@ def _set(sections: Mapping[str, dict[str, Any]], dotted: str, value: Any, source
 
 def _checked(spec: dataclasses.Field, value: Any, where: str) -> Any:
     """``value`` as the field's type, in its range; an integer is a float where a float is wanted."""
-    low, high, choices = (spec.metadata[name] for name in ("low", "high", "choices"))
+    low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
     if spec.type is float and type(value) is int:
         value = float(value)
     if get_args(spec.type):                                         # the only generic type here: a tuple of strings
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"{where}: expected a list of strings, got {value!r}")
         return tuple(value)
-    if type(value) is not spec.type or value != value:
+    if type(value) is not spec.type or (spec.type is float and not math.isfinite(value)):
         raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r}")
     if choices and value not in choices:
         raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
-    if (low is not None and value < low) or (high is not None and value > high):
-        bounds = " and ".join(f"{sign} {bound}" for sign, bound in (("≥", low), ("≤", high)) if bound is not None)
-        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {bounds}, got {value!r}")
+    bounds = [(sign, bound, holds(value, bound)) for sign, bound, holds in
+              (("≥", low, operator.ge), (">", above, operator.gt), ("≤", high, operator.le)) if bound is not None]
+    if not all(holds for _, _, holds in bounds):
+        expected = " and ".join(f"{sign} {bound}" for sign, bound, _ in bounds)
+        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {expected}, got {value!r}")
     return value
 
 

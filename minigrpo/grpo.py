@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from minigrpo.shapes import check
+from minigrpo.shapes import check, check_boolean
 
 Aggregation = Literal["sequence", "token", "constant"]
 Estimator = Literal["k3", "k2", "k1"]
@@ -31,12 +31,14 @@ def group_advantages(reward_QK: Tensor, *, scale: Literal["group", "none"] = "gr
     tensor([[-1.,  1.]])
     """
     check(reward_QK=reward_QK)
+    K = reward_QK.shape[1]
+    if not reward_QK.is_floating_point() or (K > 1 and ddof >= K):
+        raise ValueError(f"reward_QK: expected floating-point rewards and K > ddof, got {reward_QK.dtype}, K={K}, ddof={ddof}")
     _one_of("scale", scale, ("group", "none"))
     equal_Q1 = (reward_QK == reward_QK[:, :1]).all(dim=-1, keepdim=True)
     advantage_QK = reward_QK - reward_QK.mean(dim=-1, keepdim=True)
     if scale == "group":
-        freedom = max(reward_QK.shape[1] - ddof, 1)
-        std_Q1 = (advantage_QK.square().sum(dim=-1, keepdim=True) / freedom).sqrt()
+        std_Q1 = (advantage_QK.square().sum(dim=-1, keepdim=True) / max(K - ddof, 1)).sqrt()     # K = 1: 0 / 1
         advantage_QK = advantage_QK / (std_Q1 + eps)
     return torch.where(equal_Q1, torch.zeros_like(advantage_QK), advantage_QK)
 
@@ -80,7 +82,8 @@ def normaliser(mask_BC: Tensor, *, mode: Aggregation, length: int | None = None)
     ("constant"). A sequence is live if anything in it is unmasked. Returns a scalar; of the whole batch, it is the
     ``total`` that makes micro-batches add up to one batch.
     """
-    _check_mask(mask_BC)
+    check(mask_BC=mask_BC)
+    check_boolean(mask_BC=mask_BC)
     _one_of("mode", mode, get_args(Aggregation))
     if mode == "token":
         return mask_BC.sum()
@@ -101,7 +104,7 @@ def aggregate(term_BC: Tensor, mask_BC: Tensor, *, mode: Aggregation = "sequence
     divisor of this micro-batch by that of the whole batch (``normaliser``; at least 1). With nothing live the result is 0.
     """
     check(term_BC=term_BC, mask_BC=mask_BC)
-    _check_mask(mask_BC)
+    check_boolean(mask_BC=mask_BC)
     _one_of("mode", mode, get_args(Aggregation))
     total = normaliser(mask_BC, mode=mode, length=length) if total is None else torch.as_tensor(total)
     term_BC = torch.where(mask_BC, term_BC, torch.zeros_like(term_BC))
@@ -117,12 +120,12 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
     """loss = −objective + kl_coef · KL, and what to log of it.
 
     Masked places may hold NaN or ±inf: they are replaced before anything is computed and change neither value nor
-    gradient. Metrics are detached scalars, each aggregated as the loss is (so they too add up over micro-batches given
-    ``total``): ``objective``, ``kl``, ``ratio_drift`` (mean of ρ − 1), ``clip_ratio`` (share of tokens whose clipped branch
-    was taken).
+    gradient. Metrics are detached scalars: ``objective`` and ``kl``, aggregated as the loss is (so they add up over
+    micro-batches given ``total``), and two means over this call's tokens: ``ratio_drift``, of ρ − 1, and ``clip_ratio``, the
+    share whose clipped branch was taken.
     """
     check(logp_BC=logp_BC, old_logp_BC=old_logp_BC, ref_logp_BC=ref_logp_BC, advantage_B=advantage_B, mask_BC=mask_BC)
-    _check_mask(mask_BC)
+    check_boolean(mask_BC=mask_BC)
     _one_of("kl_estimator", kl_estimator, ("k3", "k2"))
     _one_of("aggregation", aggregation, get_args(Aggregation))
     logp_BC, old_logp_BC, ref_logp_BC = (torch.where(mask_BC, x_BC, torch.zeros_like(x_BC))
@@ -135,8 +138,8 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
     kl = aggregate(kl_penalty(logp_BC, ref_logp_BC, estimator=kl_estimator), mask_BC, **how)
 
     clipped_BC = (objective_BC < ratio_BC * advantage_B[:, None]).to(ratio_BC)
-    metrics = {"objective": objective, "kl": kl, "ratio_drift": aggregate(ratio_BC - 1, mask_BC, **how),
-               "clip_ratio": aggregate(clipped_BC, mask_BC, **how)}
+    metrics = {"objective": objective, "kl": kl, "ratio_drift": aggregate(ratio_BC - 1, mask_BC, mode="token"),
+               "clip_ratio": aggregate(clipped_BC, mask_BC, mode="token")}
     loss = kl_coef * kl - objective if kl_coef else -objective          # KL off is off: 0 · ∞ would be NaN
     return loss, {name: value.detach() for name, value in metrics.items()}
 
@@ -144,9 +147,3 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_mask(mask_BC: Tensor) -> None:
-    check(mask_BC=mask_BC)
-    if mask_BC.dtype != torch.bool:
-        raise ValueError(f"mask_BC: expected a boolean tensor, got {mask_BC.dtype}")

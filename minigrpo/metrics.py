@@ -56,7 +56,7 @@ def say(text: str = "") -> None:
 
 
 def progress(total: int, description: str, *, initial: int = 0, leave: bool = True) -> tqdm:
-    # A bar of width 0: only where there is a bar does tqdm trim the line to the terminal's width.
+    # A bar of width 0: older versions of tqdm trim a line to the terminal's width only where there is a bar.
     return tqdm(total=total, initial=initial, desc=f"{description} ", leave=leave, dynamic_ncols=True, smoothing=0.1,
                 bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}{bar:0}")
 

@@ -6,6 +6,8 @@ from typing import Protocol
 class Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> object: ...
 
 
 def check(**named: "Shaped | int") -> None:
@@ -34,4 +36,12 @@ def check(**named: "Shaped | int") -> None:
             fits = fits and size == (1 if axis == "1" else sizes.setdefault(axis, size))
         if not fits:
             known = ", ".join(f"{axis}={sizes[axis]}" for axis in dict.fromkeys(axes) if axis in sizes)
-            raise ValueError(f"{name}: expected [{', '.join(axes)}]{f' with {known}' * bool(known)}, got {list(shape)}")
+            ties = f" with {known}" if known else ""
+            raise ValueError(f"{name}: expected [{', '.join(axes)}]{ties}, got {list(shape)}")
+
+
+def check_boolean(**masks: Shaped) -> None:
+    """A mask selects; one of numbers would weigh. Raises ``ValueError`` that names it."""
+    for name, mask in masks.items():
+        if str(mask.dtype) != "torch.bool":
+            raise ValueError(f"{name}: expected a boolean tensor, got {mask.dtype}")

@@ -24,24 +24,24 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
     finite is dropped (``skipped`` is 1): the adapters never absorb a NaN. ``logp_gap_mean`` and ``logp_gap_max`` compare
     what the search saw with what scoring sees.
     """
-    mask_BC = batch.mask_QKC.flatten(0, 1)
-    total = normaliser(mask_BC, mode=grpo.aggregation, length=length)
-    sums: dict[str, torch.Tensor] = {}
+    total = sum(normaliser(part.mask_BC, mode=grpo.aggregation, length=length) for part in batch.parts)
+    tokens = sum(part.mask_BC.sum() for part in batch.parts)
+    sums = dict.fromkeys(("loss", "objective", "kl", "ratio_drift", "clip_ratio"), 0.0)
     gaps = []
     with clock("update"):
         for part in batch.parts:
-            rows = batch.rows(part)
-            logp_BC = completion_logprobs(model, batch.prompts[part], batch.ids_QKC[part], batch.mask_QKC[part],
-                                          temperature=batch.temperature)
-            old_logp_BC = logp_BC.detach() if batch.old_logp_BC is None else batch.old_logp_BC[rows]
+            logp_BC = completion_logprobs(model, part.prompts, part.ids_QKC, part.mask_QKC, temperature=batch.temperature)
+            old_logp_BC = logp_BC.detach() if part.old_logp_BC is None else part.old_logp_BC
             loss, metrics = grpo_loss(
-                logp_BC, old_logp_BC, batch.ref_logp_BC[rows], batch.advantage_QK[part].flatten(), mask_BC[rows],
+                logp_BC, old_logp_BC, part.ref_logp_BC, part.advantage_QK.flatten(), part.mask_BC,
                 clip_low=grpo.clip_low, clip_high=grpo.clip_high, kl_coef=grpo.kl_coef, kl_estimator=grpo.kl_estimator,
                 aggregation=grpo.aggregation, length=length, total=total)
             loss.backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
-            gaps.append((old_logp_BC - batch.generation_logp_BC[rows]).abs()[mask_BC[rows]])
+            share = part.mask_BC.sum() / tokens                     # of the batch's tokens, for the means over tokens
+            weighted = {name: metrics[name] * share for name in ("ratio_drift", "clip_ratio")}
+            for name, value in {"loss": loss.detach(), **metrics, **weighted}.items():
+                sums[name] = sums[name] + value
+            gaps.append((old_logp_BC - part.generation_logp_BC).abs()[part.mask_BC])
         gap_T = torch.cat(gaps)
         report = {name: value.item() for name, value in sums.items()}
         return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(model, optimizer, grpo.max_grad_norm),

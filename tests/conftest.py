@@ -49,12 +49,12 @@ def sql_model(tmp_path_factory) -> Path:
     then hold right and wrong answers, and a broken statement now and then."""
     torch.manual_seed(0)
     statements = [f"SELECT {digit};" for digit in range(4)] + ["SELEC 1;"]
-    tokenizer = byte_level_bpe([*statements, "Write one SELECT statement over the tables above. Answer in SQL: CREATE TABLE INT TEXT"], 400)
+    tokenizer = byte_level_bpe([*statements, "Answer with a single SELECT query over these tables. SQL query: CREATE TABLE INT TEXT"], 400)
     config = CONFIG | {"vocab_size": tokenizer.get_vocab_size()}
     model = CausalLM(read_architecture(config))
     for name, parameter in model.named_parameters():
         torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.1)
-    prompt = tokenizer.encode("\nAnswer in SQL:\n").ids
+    prompt = tokenizer.encode("\nSQL query:\n").ids
     rows = [prompt + tokenizer.encode(statement).ids for statement in statements]
     longest = max(map(len, rows))
     ids_QT = torch.tensor([row + [0] * (longest - len(row)) for row in rows])

@@ -41,6 +41,8 @@ def test_defaults_overrides_and_their_order(tmp_path):
     ("", "generation.completions=true", "--set: generation.completions: expected an integer, got True"),
     ("", "generation.early_stopping=1", "--set: generation.early_stopping: expected true or false, got 1"),
     ("", "grpo.clip_low=1.5", "--set: grpo.clip_low: expected a number ≥ 0 and ≤ 1, got 1.5"),
+    ("", "grpo.max_grad_norm=0", "--set: grpo.max_grad_norm: expected a number > 0, got 0.0"),
+    ("", "grpo.learning_rate=inf", "--set: grpo.learning_rate: expected a number, got inf"),
     ("", "grpo.learning_rate=nan", "--set: grpo.learning_rate: expected a number, got nan"),
     ("", "generation.method=beams", "--set: generation.method: expected one of beam, sample, got 'beams'"),
     ("", "database.engine=postgres", "--set: database.engine: expected one of mariadb, sqlite, mock, got 'postgres'"),
@@ -80,7 +82,8 @@ def test_every_key_is_documented_and_its_default_is_in_its_own_range():
     for section, cls in SECTIONS.items():
         for spec in dataclasses.fields(cls):
             assert spec.metadata["doc"], f"{section}.{spec.name}"
-            low, high, choices = (spec.metadata[name] for name in ("low", "high", "choices"))
+            low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
+            assert above is None or spec.default > above, f"{section}.{spec.name}"
             assert low is None or spec.default >= low, f"{section}.{spec.name}"
             assert high is None or spec.default <= high, f"{section}.{spec.name}"
             assert not choices or spec.default in choices, f"{section}.{spec.name}"

@@ -98,11 +98,18 @@ def test_twelve_rewards_of_a_hundredth():
 
 
 @quick
-@given(value=st.floats(-2.0**100, 2.0**100, width=32), size=st.integers(1, 40), scale=scales, ddof=st.integers(0, 2))
+@given(value=st.floats(-2.0**100, 2.0**100, width=32), size=st.integers(1, 40), scale=scales, ddof=st.integers(0, 1))
 def test_equal_rewards_are_exactly_zero(value, size, scale, ddof):
     for dtype, eps in itertools.product((torch.float32, torch.float64), (0.0, 1e-4)):
         reward_QK = torch.full((2, size), value, dtype=dtype)
         assert group_advantages(reward_QK, scale=scale, ddof=ddof, eps=eps).equal(torch.zeros(2, size, dtype=dtype))
+
+
+def test_a_sigma_without_degrees_of_freedom_and_rewards_that_are_no_floats_are_refused():
+    with pytest.raises(ValueError, match="^reward_QK: expected floating-point rewards and K > ddof, got torch.float32, K=2, ddof=2$"):
+        group_advantages(torch.zeros(1, 2), ddof=2)
+    with pytest.raises(ValueError, match="got torch.int64, K=2, ddof=0$"):
+        group_advantages(torch.tensor([[1, 2]]))
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
@@ -418,10 +425,10 @@ def example():
 
 
 @pytest.mark.parametrize("how, objective, kl, drift, clip_ratio", [
-    (dict(aggregation="sequence"), (2.3 / 2 - 2) / 2, LN2 / 4, (1 / 2 + 1) / 2, (1 / 2 + 0) / 2),
+    (dict(aggregation="sequence"), (2.3 / 2 - 2) / 2, LN2 / 4, 2 / 3, 1 / 3),
     (dict(aggregation="token"), 0.3 / 3, (1 / 2) / 3, 2 / 3, 1 / 3),
-    (dict(aggregation="constant", length=5), 0.3 / 10, (1 / 2) / 10, 2 / 10, 1 / 10),
-    (dict(aggregation="sequence", total=8), (2.3 / 2 - 2) / 8, LN2 / 16, (1 / 2 + 1) / 8, (1 / 2 + 0) / 8),
+    (dict(aggregation="constant", length=5), 0.3 / 10, (1 / 2) / 10, 2 / 3, 1 / 3),
+    (dict(aggregation="sequence", total=8), (2.3 / 2 - 2) / 8, LN2 / 16, 2 / 3, 1 / 3),
 ])
 @pytest.mark.parametrize("kl_coef", [0.0, 0.5])
 def test_loss_line_by_line(how, objective, kl, drift, clip_ratio, kl_coef):
@@ -432,7 +439,8 @@ def test_loss_line_by_line(how, objective, kl, drift, clip_ratio, kl_coef):
     d = ln(policy / reference):           0, ln 1/2                 ln 2
     k3 = e^(−d) + d − 1:                  0, 2 − ln 2 − 1 = 1 − ln 2         1/2 + ln 2 − 1 = ln 2 − 1/2
 
-    Sums over tokens: objective 2.3 and −2, KL 1 − ln 2 and ln 2 − 1/2, drift ρ − 1: 1 and 1, clipped 1 and 0.
+    Sums over tokens: objective 2.3 and −2, KL 1 − ln 2 and ln 2 − 1/2, drift ρ − 1: 1 and 1, clipped 1 and 0;
+    the last two are means over the 3 tokens whatever the aggregation: 2/3 and 1/3.
     "sequence": divide each by its length, 2 and 1, then by 2 sequences. KL: ((1 − ln 2)/2 + ln 2 − 1/2)/2 = ln 2 / 4.
     "token": all by 3. "constant" of length 5: all by 2 · 5. A given total of 8 takes the place of 2 sequences.
     """
@@ -560,7 +568,11 @@ def test_micro_batches_add_up_to_the_batch(batch, how, clip, data):
     def pieces(*logps):
         parts = [grpo_loss(*(x[i:j] for x in (*logps, advantage_B, mask_BC)), **clip, **how, total=total)
                  for i, j in itertools.pairwise(cuts)]
-        return sum(loss for loss, _ in parts), {k: sum(m[k] for _, m in parts) for k in parts[0][1]}
+        # objective and KL add up like the loss; the means over tokens do when each part has its share of the tokens
+        shares = [mask_BC[i:j].sum().double() / mask_BC.sum().clamp(min=1) for i, j in itertools.pairwise(cuts)]
+        return sum(loss for loss, _ in parts), {
+            k: sum(m[k] * (share if k in ("ratio_drift", "clip_ratio") else 1) for (_, m), share in zip(parts, shares))
+            for k in parts[0][1]}
 
     (loss, metrics), (loss_of_parts, metrics_of_parts) = whole(*logps), pieces(*logps)
     close(loss_of_parts, loss)

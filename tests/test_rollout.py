@@ -26,7 +26,7 @@ def policy(sql_model):
 
 @pytest.fixture(scope="module")
 def judge():
-    with Judge(lambda question: question.text + "\nAnswer in SQL:\n", open_sqlite({"empty": []}), make_reward("paper"), 2) as judge:
+    with Judge(lambda question: question.text + "\nSQL query:\n", open_sqlite({"empty": []}), make_reward("paper"), 2) as judge:
         yield judge
 
 
@@ -39,7 +39,7 @@ def test_groups_belong_together(policy, judge, method):
     assert [group.question for group in groups] == QUESTIONS
     assert set(clock.seconds) == {"generate", "execute", "reward"}
     for group in groups:
-        assert policy.tokenizer.decode(group.prompt_ids) == group.question.text + "\nAnswer in SQL:\n"
+        assert policy.tokenizer.decode(group.prompt_ids) == group.question.text + "\nSQL query:\n"
         assert len(group.rollouts) == 3
         for rollout in group.rollouts:
             assert rollout.text == policy.tokenizer.decode(rollout.completion.ids)

@@ -1,11 +1,15 @@
 """run.py: a run's folder. What is written, kept, cut back, refused; how a run is left. The loop itself: test_train.py."""
 
 import datetime
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import torch
 
 from minigrpo.assemble import adapter_facts, start_policy
 from minigrpo.config import load_config
-from minigrpo.metrics import Clock
+from minigrpo.metrics import Clock, headline, progress
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.search import Completion
 from minigrpo.policy.weights import load_tensors
@@ -201,9 +205,9 @@ def test_another_config_is_another_run(enter, override, sentence):
 
 
 def test_what_changes_no_result_may_change(enter):
-    with enter("run.steps=1", "grpo.max_grad_norm=inf") as run:     # infinity is a number that the config must carry over
+    with enter("run.steps=1") as run:
         take_step(run, 0)
-    again = enter("grpo.max_grad_norm=inf", "run.steps=9", "database.engine=mock", "run.save_every=7", "run.threads=2",
+    again = enter("run.steps=9", "database.engine=mock", "run.save_every=7", "run.threads=2",
                   "evaluation.questions=1", "run.evaluate_every=1", "run.sample_every=0", resume=True)
     assert list(zip(again.steps(), range(1))) == [(1, 0)]           # one done, the second is next
     assert load_config(run.folder / "config.toml").run.steps == 9
@@ -267,15 +271,17 @@ def test_a_second_signal_ends_at_once_and_the_last_whole_step_is_saved(enter, nu
 
 
 def test_a_step_in_the_middle_is_not_saved(enter):
-    """The optimiser has moved, the record is not written: to save that as step 1 would be to take the step twice."""
-    with pytest.raises(RuntimeError), enter("run.steps=9") as run:
+    """Three steps are recorded, two are saved, the optimiser has moved a fourth time and nothing is recorded of it: to save
+    that as three steps would be to take the fourth twice."""
+    with pytest.raises(RuntimeError), enter("run.steps=9", "run.save_every=2") as run:
         take_step(run, 0)
-        run.save()
-        before = adapters(run)
+        take_step(run, 1)
+        saved = adapters(run)
+        take_step(run, 2)
         run.optimizer.step()
         raise RuntimeError("in the middle")
-    assert not same(adapters(run), before)
-    assert same(adapters(enter("run.steps=9", resume=True)), before)
+    again = enter("run.steps=9", resume=True)
+    assert again.done == 2 and same(adapters(again), saved) and [line["step"] for line in lines(again)] == [0, 1]
 
 
 def test_an_error_saves_and_goes_on_as_itself(enter):
@@ -326,6 +332,20 @@ def test_a_shown_group_fits_the_screen_and_commands_no_terminal():
     assert len(shown.split("\n")) == 3 + 3 * 3
     assert all(len(line) <= 79 and line.isprintable() for line in shown.split("\n"))
     assert "SELECT '\ufffd[2J\ufffd' , 1 FROM t" in shown
+
+
+def test_the_longest_line_of_progress_fits_80_columns(monkeypatch):
+    """Half a day, six digits of steps: what comes last is cut, what comes first is there."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with open(main, "rb"), open(terminal, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        bar = progress(100_000, "train", initial=99_999)
+        bar.start_t -= 12 * 3600
+        bar.set_postfix_str(headline({"reward": -11.625, "strict": 1.0, "kl": 1.23e-05, "error_rate": 1.0, "grad_norm": 1e-05}))
+        line = str(bar)
+        bar.close()
+    assert len(line) <= 80 and "reward -11.62 strict 100% kl 1.2e-05" in line
 
 
 def test_the_written_optimiser_state_is_float32_and_safetensors(enter):

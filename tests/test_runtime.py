@@ -40,7 +40,7 @@ def test_the_seed_is_the_same_on_every_machine_and_in_every_version():
 def test_dtypes():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_dtype("auto", cpu) == torch.float32 and choose_dtype("auto", cuda) == torch.bfloat16
-    assert choose_dtype("bfloat16", cpu) == torch.bfloat16 and choose_dtype("float64", cuda) == torch.float64
+    assert choose_dtype("bfloat16", cpu) == torch.bfloat16 and choose_dtype("float32", cuda) == torch.float32
 
 
 def test_devices():

@@ -178,6 +178,18 @@ def test_mariadb_and_sqlite_give_the_same_run(run, whole):
     assert_same(run("database.engine=mariadb"), whole)
 
 
+def test_every_step_draws_anew(train_recipe, run, monkeypatch):
+    """dev has one question; with a learning rate of 0 two steps on it differ in nothing but their 16 draws, each of four
+    statements and more."""
+    seen = []
+    monkeypatch.setattr(train_recipe, "collect", lambda *args, collect=train_recipe.collect, **options:
+                        seen.append(collect(*args, **options)) or seen[-1])
+    run("run.steps=2", "task.split=dev", "grpo.learning_rate=0", "grpo.questions=1", "generation.completions=16",
+        "run.evaluate_every=0")
+    first, second = ([rollout.completion.ids for rollout in group.rollouts] for group, in seen)
+    assert first != second
+
+
 def test_beams_repeat_themselves_too(run):
     one, other = (run("generation.method=beam", "generation.completions=2", "run.steps=2") for _ in "ab")
     assert_same(one, other)
@@ -246,13 +258,13 @@ def test_after_one_signal_it_goes_on_as_if_nothing_had_been(train_recipe, run, w
 
 @pytest.mark.parametrize("part, times, before, done", [
     ("collect", 2, True, 2),        # twice while generating: the two steps before are saved
-    ("update", 2, False, 2),        # twice with the optimiser already moved: back to the newest checkpoint, of two steps
+    ("update", 2, False, 4),        # twice with the optimiser already moved, in step 5: back to the newest checkpoint
     ("evaluate_policy", 1, True, 3),        # once in an evaluation: that takes long, and is done again
 ])
 def test_at_once_is_at_once_and_goes_on_too(train_recipe, run, whole, monkeypatch, tmp_path, part, times, before, done):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        interrupt(patch, train_recipe, part, signal.SIGINT, call={"evaluate_policy": 1}.get(part, 3), times=times, before=before)
+        interrupt(patch, train_recipe, part, signal.SIGINT, call={"evaluate_policy": 1, "update": 6}.get(part, 3), times=times, before=before)
         run(out=out)
     assert left.value.code == 128 + signal.SIGINT
     assert checkpoints(out)[-1].name == f"step-{done:06d}"

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from minigrpo.batch import make_batch
+from minigrpo.batch import _parts, make_batch
 from minigrpo.config import GRPO
 from minigrpo.metrics import Clock
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
@@ -63,12 +63,28 @@ def test_the_batch_by_hand(model):
     """Rewards (−100, 1101): A = ∓1, but for eps in σ + 1e-4; equal rewards: exactly 0. Masks are the lengths."""
     groups = make_groups(SPREAD)
     batch, _ = one_step(model, groups)
+    part, = batch.parts
+    place = [part.prompts.length_Q.tolist().index(len(group.prompt_ids)) for group in groups]     # lengths differ: 8, 5, 4
+    assert sorted(place) == [0, 1, 2]
     lengths = [[len(rollout.completion.ids) for rollout in group.rollouts] for group in groups]
-    assert batch.mask_QKC.sum(dim=-1).tolist() == lengths
-    assert batch.ids_QKC[0, 1, :lengths[0][1]].tolist() == list(groups[0].rollouts[1].completion.ids)
-    assert batch.prompts.length_Q.tolist() == [len(group.prompt_ids) for group in groups]
-    torch.testing.assert_close(batch.advantage_QK[0], torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=0)
-    assert batch.advantage_QK[1].tolist() == [0.0, 0.0]
+    assert part.mask_QKC.sum(dim=-1)[place].tolist() == lengths
+    assert part.ids_QKC[place[0], 1, :lengths[0][1]].tolist() == list(groups[0].rollouts[1].completion.ids)
+    torch.testing.assert_close(part.advantage_QK[place[0]], torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=0)
+    assert part.advantage_QK[place[1]].tolist() == [0.0, 0.0]
+
+
+def test_a_long_completion_pads_none_of_the_others():
+    """Trees of (prompt, longest completion) slots (5, 2), (5, 2), (6, 2) and (5, 40), K = 2: alone 9, 9, 10 and 85; the
+    first two together 2 · 9 = 18, the first three 3 · 10 = 30, all four 4 · (6 + 80) = 344."""
+    def group(prompt: int, completion: int) -> Group:
+        candidate = Rollout(Completion((1,) * completion, (0.0,) * completion, True), "", "", Execution("ok"), Reward(0.0, {}))
+        return Group(Question("t/0", "t", 0, "", "1", "d", "1"), (1,) * prompt, (candidate, candidate))
+
+    groups = [group(5, 40), group(5, 2), group(6, 2), group(5, 2)]
+    assert _parts(groups, 344) == [[1, 3, 2, 0]]
+    assert _parts(groups, 343) == _parts(groups, 30) == [[1, 3, 2], [0]]
+    assert _parts(groups, 29) == [[1, 3], [2], [0]]
+    assert _parts(groups, 1) == [[1], [3], [2], [0]]                # a group is never divided
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 100_000])
@@ -112,7 +128,8 @@ def test_a_small_step_favours_what_was_rewarded(model):
     grpo = dataclasses.replace(GRPO_1, kl_coef=0.0, learning_rate=1e-3)
     before, _ = one_step(model, groups, grpo)
     again = make_batch(groups, model, dataclasses.replace(grpo, updates_per_rollout=2), temperature=1.0, clock=Clock())
-    moved_B = (again.old_logp_BC - before.ref_logp_BC).sum(dim=-1) / before.mask_QKC.flatten(0, 1).sum(dim=-1)
+    moved_BC = again.parts[0].old_logp_BC - before.parts[0].ref_logp_BC
+    moved_B = moved_BC.sum(dim=-1) / before.parts[0].mask_BC.sum(dim=-1)
     assert moved_B[1] > moved_B[0]
 
 
@@ -190,4 +207,4 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_counted(model):
 def test_one_completion_a_question_teaches_nothing(model):
     """K = 1: the reward is its own mean, A is exactly 0."""
     batch, report = one_step(model, make_groups([[1101.0], [-100.0]]))
-    assert batch.advantage_QK.tolist() == [[0.0], [0.0]] and report["grad_norm"] == 0.0
+    assert batch.parts[0].advantage_QK.tolist() == [[0.0], [0.0]] and report["grad_norm"] == 0.0

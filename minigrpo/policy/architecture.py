@@ -52,7 +52,7 @@ FAMILIES = {
     "llama": lambda config: {
         "qkv_bias": config.get("attention_bias", False), "output_bias": config.get("attention_bias", False),
         "mlp_bias": config.get("mlp_bias", False)},
-    "mistral": lambda config: {"window": config.get("sliding_window")},
+    "mistral": lambda config: {"window": config.get("sliding_window", 4096)},       # an explicit null is no window
     "gemma": lambda config: {
         "norm_offset": 1.0, "embedding_scale": math.sqrt(config["hidden_size"]),
         "qkv_bias": config.get("attention_bias", False), "output_bias": config.get("attention_bias", False),

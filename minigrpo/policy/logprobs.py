@@ -5,14 +5,15 @@ each chunk is recomputed in the backward pass: logits of all positions ([B, C, V
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, scoring_tree
-from minigrpo.shapes import check
+from minigrpo.shapes import check, check_boolean
 
 
-def completion_logprobs(model: nn.Module, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *,
+def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *,
                         temperature: float = 1.0, chunk: int = 512) -> Tensor:
     """logp_BC: the log-prob of each completion token given its prompt and the tokens before it; 0 where masked.
 
@@ -21,6 +22,7 @@ def completion_logprobs(model: nn.Module, prompts: Prompts, ids_QKC: Tensor, mas
     Differentiable with respect to the model's adapters.
     """
     check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, mask_QKC=mask_QKC)
+    check_boolean(mask_QKC=mask_QKC)
     tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
     hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)
 
@@ -28,14 +30,15 @@ def completion_logprobs(model: nn.Module, prompts: Prompts, ids_QKC: Tensor, mas
     hidden_TD = hidden_QSD[group, tree.predictor_QKC[group, branch, depth]]
     ids_T = ids_QKC[group, branch, depth]
     logp_T = torch.cat([checkpoint(token_logprobs, model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature,
-                                   use_reentrant=False)
+                                   use_reentrant=False, preserve_rng_state=False)
                         for i in range(0, max(1, len(ids_T)), chunk)])       # no live token at all: one empty chunk
     logp_QKC = torch.zeros(mask_QKC.shape, dtype=logp_T.dtype, device=logp_T.device)
     return logp_QKC.index_put((group, branch, depth), logp_T).flatten(0, 1)
 
 
-def token_logprobs(model: nn.Module, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
+def token_logprobs(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
     """logp_T = log softmax(logits / temperature)[id], in float32 (float64 for a float64 model)."""
+    check(hidden_TD=hidden_TD, ids_T=ids_T)
     logits_TV = model.logits(hidden_TD)
     logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
     return logits_TV.gather(1, ids_T[:, None])[:, 0] - logits_TV.logsumexp(dim=-1)

@@ -17,7 +17,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class LoRALinear(nn.Module):
-    """A frozen ``nn.Linear`` with an adapter beside it; the adapter's weights and arithmetic are float32.
+    """A frozen ``nn.Linear`` with an adapter beside it; the adapter's weights and arithmetic are float32 or wider.
 
     A [R, in] is drawn as ``nn.Linear`` draws its weights, B [out, R] is zero: at the start the layer equals its base, bit
     for bit.
@@ -26,11 +26,11 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, rank: int, scaling: float, generator: torch.Generator) -> None:
         super().__init__()
         self.base, self.scaling = base.requires_grad_(False), scaling
-        device = base.weight.device
+        device, dtype = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
         bound = 1 / math.sqrt(base.in_features)                 # kaiming_uniform with a = √5, as peft and nn.Linear do
         drawn = (torch.rand(rank, base.in_features, generator=generator) * 2 - 1) * bound
-        self.lora_A = nn.Parameter(drawn.to(device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.lora_A = nn.Parameter(drawn.to(device, dtype))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device, dtype=dtype))
         self.active: tuple[Tensor, Tensor] | None = (self.lora_A, self.lora_B)
         self.start: tuple[Tensor, Tensor] | None = None         # what reference() switches to; None: the base alone
 
@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
         """A new ``nn.Linear`` with W + scaling · B A, added in float32 and rounded once. The base stays as it is."""
         linear = copy.deepcopy(self.base)
         delta = self.lora_B.detach() @ self.lora_A.detach() * self.scaling
-        linear.weight.data = (self.base.weight.float() + delta).to(self.base.weight.dtype)
+        linear.weight.data = (self.base.weight.to(delta.dtype) + delta).to(self.base.weight.dtype)
         return linear
 
 

@@ -126,7 +126,7 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · (offset + weight), in float32 inside."""
+    """x / √(mean(x²) + eps) · (offset + weight), in float32 (or wider) inside."""
 
     def __init__(self, size: int, architecture: Architecture) -> None:
         super().__init__()
@@ -134,7 +134,8 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = architecture.norm_eps, architecture.norm_offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float() + self.offset, self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide) + self.offset, self.eps).to(x.dtype)
 
 
 # ------------------------------------------------------------------------------------------------- rotary positions

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from minigrpo.policy.model import CausalLM
 from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.tree import KVCache, Prompts, pad_prompts, trunk_visibility, within_window
 
@@ -30,7 +31,7 @@ class Completion:
 class GrowingTree:
     """The tree while it grows: the cache, and what each branch sees. Depth c writes the K slots from P + c·K on."""
 
-    def __init__(self, model: nn.Module, prompts: Prompts, branches: int, depth: int) -> None:
+    def __init__(self, model: CausalLM, prompts: Prompts, branches: int, depth: int) -> None:
         Q, P = prompts.ids_QP.shape
         arch, device, slots = model.architecture, model.device, P + branches * depth
         self.model, self.prompts, self.branches = model, prompts, branches
@@ -69,7 +70,8 @@ class GrowingTree:
 
 @dataclass
 class Hypotheses:
-    """K sequences a question: tokens and their log-probs to depth C, length, score (−inf: none yet), ended by a stop."""
+    """K sequences a question: tokens and their log-probs to depth C, length, whether a stop ended them, and in beam search
+    their score (−inf: no such hypothesis yet)."""
 
     ids_QKC: Tensor
     logp_QKC: Tensor
@@ -106,6 +108,9 @@ class Hypotheses:
         return both.pick(both.score_QK.topk(self.score_QK.shape[1], dim=1).indices)
 
     def completions(self) -> list[list[Completion]]:
+        """Off the device. Log-probs that are not finite come from a broken model and must not become anybody's answer."""
+        if not self.logp_QKC.isfinite().all():
+            raise ValueError("the model's log-probs are not finite: its weights, or the adapter's, hold NaN or inf")
         return [[Completion(tuple(ids[:length]), tuple(logp[:length]), stopped)
                  for ids, logp, length, stopped in zip(*group)]
                 for group in zip(self.ids_QKC.tolist(), self.logp_QKC.tolist(), self.length_QK.tolist(),
@@ -113,7 +118,7 @@ class Hypotheses:
 
 
 @torch.inference_mode()
-def beam_search(model: nn.Module, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
+def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
                 stopping: Stopping, length_penalty: float = 1.0, early_stopping: bool = False) -> list[list[Completion]]:
     """The K = ``completions`` best hypotheses of a beam K wide, best first, for each prompt (token ids).
 
@@ -126,7 +131,7 @@ def beam_search(model: nn.Module, prompts: Sequence[Sequence[int]], *, completio
     """
     K, C, device = completions, max_new_tokens, model.device
     tree, stopping = GrowingTree(model, _prompts(model, prompts, C), K, C), stopping.to(device)
-    live, done = (Hypotheses.empty(len(prompts), K, C, device) for _ in "ld")
+    live, done = Hypotheses.empty(len(prompts), K, C, device), Hypotheses.empty(len(prompts), K, C, device)
     live.score_QK[:, 0] = 0.0                       # one root: until it has branched, the other beams are impossible
     state_QK = torch.zeros_like(live.length_QK)
     open_Q1 = torch.ones(len(prompts), 1, dtype=torch.bool, device=device)
@@ -153,7 +158,7 @@ def beam_search(model: nn.Module, prompts: Sequence[Sequence[int]], *, completio
 
 
 @torch.inference_mode()
-def sample(model: nn.Module, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
+def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
            stopping: Stopping, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
            generator: torch.Generator | None = None) -> list[list[Completion]]:
     """K = ``completions`` independent draws for each prompt; ``temperature`` 0 is greedy decoding.
@@ -162,6 +167,8 @@ def sample(model: nn.Module, prompts: Sequence[Sequence[int]], *, completions: i
     whole of what is scored. Log-probs are those at ``temperature`` (at 1 when greedy), before any cut. ``generator`` lives on
     the model's device.
     """
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
     K, C, device = completions, max_new_tokens, model.device
     tree, stopping = GrowingTree(model, _prompts(model, prompts, C), K, C), stopping.to(device)
     drawn = Hypotheses.empty(len(prompts), K, C, device)
@@ -184,7 +191,7 @@ def sample(model: nn.Module, prompts: Sequence[Sequence[int]], *, completions: i
     return drawn.completions()
 
 
-def _prompts(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Prompts:
+def _prompts(model: CausalLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Prompts:
     longest, limit = max(map(len, prompts), default=0), model.architecture.max_positions
     if longest + max_new_tokens > limit:
         raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's context of "

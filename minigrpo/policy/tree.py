@@ -28,9 +28,6 @@ class Prompts:
     def live_QP(self) -> Tensor:
         return torch.arange(self.ids_QP.shape[1], device=self.ids_QP.device) < self.length_Q[:, None]
 
-    def __getitem__(self, groups: slice) -> "Prompts":
-        return Prompts(self.ids_QP[groups], self.length_Q[groups])
-
 
 def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Prompts:
     """Ragged prompts (token ids) → ``Prompts``. An empty prompt has no token to predict from: ``ValueError``."""
@@ -86,14 +83,14 @@ def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window:
     position_QKC = (prompts.length_Q[:, None, None] + depth_C).expand(Q, K, C)
     positions_QS = torch.cat([trunk_P.expand(Q, P), depth_major(position_QKC)], dim=1)
 
-    branch_S = torch.arange(C * K, device=device) % K
-    depth_S = torch.arange(C * K, device=device) // K
-    ancestor_SS = (branch_S[:, None] == branch_S) & (depth_S[:, None] >= depth_S)
-    live_QS = depth_major(live_QKC)
+    slot = torch.arange(C * K, device=device)                       # of the branches alone, without the trunk's P
+    branch, depth = slot % K, slot // K
+    ancestor = (branch[:, None] == branch) & (depth[:, None] >= depth)
+    live = depth_major(live_QKC)
     visible_QSS = torch.zeros(Q, P + C * K, P + C * K, dtype=torch.bool, device=device)
     visible_QSS[:, :P, :P] = trunk_visibility(prompts.live_QP)
-    visible_QSS[:, P:, :P] = live_QS[:, :, None] & prompts.live_QP[:, None, :]
-    visible_QSS[:, P:, P:] = live_QS[:, :, None] & live_QS[:, None, :] & ancestor_SS
+    visible_QSS[:, P:, :P] = live[:, :, None] & prompts.live_QP[:, None, :]
+    visible_QSS[:, P:, P:] = live[:, :, None] & live[:, None, :] & ancestor
     visible_QSS = within_window(visible_QSS, positions_QS, positions_QS, window)
     visible_QSS |= torch.eye(P + C * K, dtype=torch.bool, device=device)
 
@@ -117,8 +114,10 @@ class KVCache:
     @classmethod
     def empty(cls, *, layers: int, groups: int, kv_heads: int, slots: int, head_size: int, dtype: torch.dtype,
               device: torch.device | str) -> "KVCache":
-        shape = (groups, kv_heads, slots, head_size)
-        return cls(*([torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in "kv"))
+        def zeros() -> list[Tensor]:
+            return [torch.zeros(groups, kv_heads, slots, head_size, dtype=dtype, device=device) for _ in range(layers)]
+
+        return cls(zeros(), zeros())
 
     def write(self, layer: int, key_QMTH: Tensor, value_QMTH: Tensor) -> tuple[Tensor, Tensor]:
         """Store this call's keys and values; return those of all slots filled by then."""

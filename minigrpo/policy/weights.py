@@ -68,6 +68,11 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device | s
     return model.requires_grad_(False).eval()
 
 
+# The files of a model repository that are read here; many hold the weights a second time under other names.
+FILES = ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json",
+         "model-*-of-*.safetensors"]
+
+
 def find_model(path: str | Path) -> Path:
     """A folder as it is; anything of the form ``owner/name`` that is no folder is fetched from the Hugging Face hub.
 
@@ -84,7 +89,7 @@ def find_model(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(path), allow_patterns=FILES))
     except (OSError, *HfHubHTTPError.__bases__) as error:       # its HTTP library's own: requests, httpx or httpx2
         raise ValueError(f"model.path: there is no folder {path}, and the hub did not give a model of that name (unknown, "
                          f"gated without a login, or out of reach): {(str(error) or repr(error)).splitlines()[0]}") from None

@@ -9,7 +9,7 @@ from collections import Counter
 from minigrpo.task.database import Table, Tables, create_table
 
 TEMPLATES = {
-    # SQLCoder-7B-2's, as its authors publish it (github.com/defog-ai/sqlcoder, prompt.md).
+    # As on the model card of defog/sqlcoder-7b-2, its grammar included.
     "sqlcoder": """### Task
 Generate a SQL query to answer [QUESTION]{question}[/QUESTION]
 
@@ -18,14 +18,17 @@ The query will run on a database with the following schema:
 {schema}
 
 ### Answer
-Given the database schema, here is the SQL query that answers [QUESTION]{question}[/QUESTION]
+Given the database schema, here is the SQL query that [QUESTION]{question}[/QUESTION]
 [SQL]
 """,
-    # Our own: asked for a statement "over the tables above" behind them, small models write SELECTs and not more tables.
-    "plain": """{schema}
+    # Our own: told what the tables are and what is wanted, small models write SELECTs rather than more tables.
+    "plain": """The database has these tables:
 
-Write one SELECT statement over the tables above that answers this question: {question}
-Answer in SQL:
+{schema}
+
+Question: {question}
+Answer with a single SELECT query over these tables.
+SQL query:
 """,
 }
 

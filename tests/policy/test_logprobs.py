@@ -82,8 +82,8 @@ def test_order_of_groups_and_of_branches_does_not_matter(pair):
 
 def test_groups_of_micro_batches_equal_the_whole_batch(pair):
     model, _ = pair("llama")
-    prompts, whole = pad_prompts(PROMPTS), completion_logprobs(model, pad_prompts(PROMPTS), IDS, MASK)
-    parts = [completion_logprobs(model, prompts[i:i + 1], IDS[i:i + 1], MASK[i:i + 1]) for i in range(3)]
+    whole = completion_logprobs(model, pad_prompts(PROMPTS), IDS, MASK)
+    parts = [completion_logprobs(model, pad_prompts(PROMPTS[i:i + 1]), IDS[i:i + 1], MASK[i:i + 1]) for i in range(3)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
 
 

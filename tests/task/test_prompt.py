@@ -40,10 +40,11 @@ def test_a_column_without_values_has_no_samples():
 
 def test_templates_to_the_letter():
     assert render_prompt("plain", " Who? ", "S") == (
-        "S\n\nWrite one SELECT statement over the tables above that answers this question: Who?\nAnswer in SQL:\n")
+        "The database has these tables:\n\nS\n\nQuestion: Who?\n"
+        "Answer with a single SELECT query over these tables.\nSQL query:\n")
     sqlcoder = render_prompt("sqlcoder", "Who?", "S")
     assert sqlcoder.startswith("### Task\nGenerate a SQL query to answer [QUESTION]Who?[/QUESTION]\n\n### Database Schema\n")
-    assert sqlcoder.endswith("here is the SQL query that answers [QUESTION]Who?[/QUESTION]\n[SQL]\n")
+    assert sqlcoder.endswith("here is the SQL query that [QUESTION]Who?[/QUESTION]\n[SQL]\n")
 
 
 def test_braces_in_question_and_schema_are_text():
