@@ -8,30 +8,31 @@ import json
 import signal
 import sys
 from pathlib import Path
-
-import torch
+from typing import Iterable, Iterator
 
 from minigrpo.assemble import check_prompts_fit, open_judge, start_policy
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, read_predictions, summarise
 from minigrpo.metrics import say, table
+from minigrpo.runtime import exit_on_sigterm, use_threads
 from minigrpo.task.database import DatabaseError
 from minigrpo.task.questions import Question
 from minigrpo.task.temptabqa import load_questions
 
+Splits = dict[str, list[Question]]
 
-def evaluate_model(cfg: Config, splits: dict[str, list[Question]]) -> list[Row]:
-    """Greedy SQL of the config's model (and adapter) for every question of the splits."""
-    if cfg.run.threads:
-        torch.set_num_threads(cfg.run.threads)
+
+def evaluate_model(cfg: Config, splits: Splits) -> Iterator[Row]:
+    """Greedy SQL of the config's model (and adapter) for every question of the splits, as it comes."""
+    use_threads(cfg.run.threads)
     questions = [question for members in splits.values() for question in members]
-    policy = start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        policy = start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
         check_prompts_fit(policy, judge, questions, cfg.generation.max_new_tokens)
-        return evaluate_policy(questions, policy, judge, cfg.generation, cfg.evaluation.batch)
+        yield from evaluate_policy(questions, policy, judge, cfg.generation, cfg.evaluation.batch)
 
 
-def evaluate_file(cfg: Config, splits: dict[str, list[Question]], sqls: dict[tuple[str, int], str | None]) -> list[Row]:
+def evaluate_file(cfg: Config, splits: Splits, sqls: dict[tuple[str, int], str | None]) -> list[Row]:
     """Score the predictions that are there; no model is loaded."""
     for split, index in sqls:
         if split in splits and not 0 <= index < len(splits[split]):
@@ -43,13 +44,21 @@ def evaluate_file(cfg: Config, splits: dict[str, list[Question]], sqls: dict[tup
         return evaluate_predictions(chosen, [sqls[question.split, question.index] for question in chosen], judge)
 
 
-def write(out: Path, rows: list[Row], summary: dict) -> None:
-    (out / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def write(out: Path, rows: Iterable[Row], splits: Splits) -> None:
+    """Rows go to disk as they come, so that an interruption loses none; at the end they stand in the questions' order."""
+    order, kept = list(splits), []
+    with (out / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            kept.append(row)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    kept.sort(key=lambda row: (order.index(row["split"]), row["index"]))
+    (out / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    summary = summarise(kept, {name: len(members) for name, members in splits.items()})
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     cells = [["split", "n of N", "strict", "EMS", "REMS", "errors"]]
     for split, line in summary.items():
-        cells.append([split, f"{line['n']} of {line['of']}",
-                      *(f"{line[name]:.2f}" for name in ("strict", "ems", "rems", "error_rate"))])
+        figures = (f"{line[name]:.2f}" if line["n"] else "" for name in ("strict", "ems", "rems", "error_rate"))
+        cells.append([split, f"{line['n']} of {line['of']}", *figures])
     say(table(cells))
     say(f"written: {out / 'rows.jsonl'}, {out / 'summary.json'}")
 
@@ -64,9 +73,14 @@ def main() -> int:
     source.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
     parser.add_argument("--out", type=Path, help="folder for the results; default <run.out>/eval")
     args = parser.parse_args()
+    exit_on_sigterm()
     try:
-        cfg = load_config(args.config, args.set + [f"model.adapter={json.dumps(args.adapter, ensure_ascii=False)}"] * bool(args.adapter))
-        require(cfg, *["model.path"] * (not args.predictions), *["run.out"] * (not args.out))
+        adapter = [f"model.adapter={json.dumps(args.adapter, ensure_ascii=False)}"] if args.adapter else []
+        cfg = load_config(args.config, args.set + adapter)
+        if not args.predictions:
+            require(cfg, "model.path")
+        if not args.out:
+            require(cfg, "run.out")
         sqls = read_predictions(args.predictions) if args.predictions else {}
         default = dict.fromkeys(split for split, _ in sqls) or [cfg.evaluation.split]
         names = args.split.split(",") if args.split else default
@@ -74,7 +88,7 @@ def main() -> int:
         out = args.out or Path(cfg.run.out) / "eval"
         out.mkdir(parents=True, exist_ok=True)                  # better now than when all is computed
         rows = evaluate_file(cfg, splits, sqls) if args.predictions else evaluate_model(cfg, splits)
-        write(out, rows, summarise(rows, {name: len(splits[name]) for name in splits}))
+        write(out, rows, splits)
         return 0
     except (ValueError, OSError, DatabaseError) as error:
         print(f"eval.py: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ from minigrpo.task.reward import make_reward
 
 
 def open_judge(task: config.Task, database: config.Database, reward: config.Reward) -> Judge:
-    """The task's side of a step: prompts, a loaded database that is open until ``judge.database.close()``, rewards."""
+    """The task's side of a step: prompts, rewards, and a loaded database, open until the judge is left."""
     reward_function = make_reward(reward.preset)
     databases = temptabqa.load_databases(task.path)
     schema = cache(lambda name: schema_text(databases[name], task.samples))

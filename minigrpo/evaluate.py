@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
-from typing import Iterable, Mapping, Sequence
+from typing import Iterable, Iterator, Mapping, Sequence
 
 from minigrpo import config
 from minigrpo.metrics import Clock, progress
@@ -19,20 +19,16 @@ Row = dict[str, object]         # split, index, sql, status, answer, ems, rems, 
 
 
 def evaluate_policy(questions: Sequence[Question], policy: Policy, judge: Judge, generation: config.Generation,
-                    batch: int) -> list[Row]:
-    """Greedy decoding, one completion a question, ``batch`` questions at a time; rows in the questions' order."""
+                    batch: int) -> Iterator[Row]:
+    """Greedy decoding, one completion a question, ``batch`` questions at a time; rows as they come, short prompts first."""
     greedy = dataclasses.replace(generation, method="greedy", completions=1)
-    # Prompts of like length sit side by side, so little is padded.
-    order = sorted(range(len(questions)), key=lambda i: len(judge.prompt(questions[i])))
-    rows: dict[int, Row] = {}
+    ordered = sorted(questions, key=lambda question: len(judge.prompt(question)))       # alike ones together: less padding
     with progress(len(questions), "evaluate", leave=False) as bar:
-        for start in range(0, len(order), batch):
-            chunk = order[start:start + batch]
-            groups = collect([questions[i] for i in chunk], policy, judge, greedy, clock=Clock())
-            for i, group in zip(chunk, groups):
-                rows[i] = score_row(group.question, group.rollouts[0].sql, group.rollouts[0].execution)
-            bar.update(len(chunk))
-    return [rows[i] for i in range(len(questions))]
+        for start in range(0, len(ordered), batch):
+            groups = collect(ordered[start:start + batch], policy, judge, greedy, clock=Clock())
+            for group in groups:
+                yield score_row(group.question, group.rollouts[0].sql, group.rollouts[0].execution)
+            bar.update(len(groups))
 
 
 def evaluate_predictions(questions: Sequence[Question], sqls: Sequence[str | None], judge: Judge) -> list[Row]:
@@ -77,11 +73,14 @@ def score_row(question: Question, sql: str | None, execution: Execution) -> Row:
 
 def summarise(rows: Iterable[Row], sizes: Mapping[str, int]) -> dict[str, dict[str, float]]:
     """By split: ``n`` rows scored ``of`` the split's size; strict, ems, rems, error_rate and each status in percent."""
-    by_split: dict[str, list[Row]] = {}
+    by_split: dict[str, list[Row]] = {split: [] for split in sizes}
     for row in rows:
-        by_split.setdefault(str(row["split"]), []).append(row)
-    summary = {}
+        by_split[str(row["split"])].append(row)
+    summary: dict[str, dict] = {}
     for split, members in by_split.items():
+        if not members:
+            summary[split] = {"n": 0, "of": sizes[split]}
+            continue
         statuses = Counter(row["status"] for row in members)
         summary[split] = {
             "n": len(members), "of": sizes[split],

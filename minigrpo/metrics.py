@@ -1,10 +1,11 @@
 """A flat dict of numbers → JSONL and one console line; and the clock of a step's phases. Knows no meaning of any number."""
 
 import json
+import math
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Iterator, Mapping
+from typing import IO, Callable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -12,10 +13,14 @@ Metrics = dict[str, float]
 
 
 class Clock:
-    """Wall-clock seconds by phase: ``with clock("sql"): ...`` adds to ``clock.seconds["sql"]``."""
+    """Wall-clock seconds by phase: ``with clock("sql"): ...`` adds to ``clock.seconds["sql"]``.
 
-    def __init__(self) -> None:
+    ``settle`` is called before the clock is read: an accelerator must have finished what it was given.
+    """
+
+    def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
         self.seconds: dict[str, float] = {}
+        self.settle = settle
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -23,10 +28,20 @@ class Clock:
         try:
             yield
         finally:
+            self.settle()
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def metrics(self) -> Metrics:
         return {f"seconds/{phase}": round(seconds, 6) for phase, seconds in self.seconds.items()}
+
+
+def average(records: Sequence[Metrics]) -> Metrics:
+    """The mean of each number over records with the same names.
+
+    >>> average([{"kl": 0.0, "skipped": 1.0}, {"kl": 0.5, "skipped": 0.0}])
+    {'kl': 0.25, 'skipped': 0.5}
+    """
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
 class JsonLines:
@@ -42,7 +57,10 @@ class JsonLines:
         self.file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:
-        self.file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")     # default: a cell that is a Decimal
+        """Numbers that JSON has no word for (NaN, ±inf) become null; values of a database that it has none for, text."""
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+                  for key, value in record.items()}
+        self.file.write(json.dumps(finite, ensure_ascii=False, default=str) + "\n")
         self.file.flush()
 
     def close(self) -> None:

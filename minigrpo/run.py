@@ -16,7 +16,7 @@ import shutil
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Iterator, Mapping, Sequence
+from typing import IO, Iterator, Mapping, Sequence
 
 import torch
 
@@ -30,8 +30,10 @@ from minigrpo.task.answer import render_answer
 
 FORMAT = 1                                      # of state.json
 KEEP = 2                                        # checkpoints kept besides the best one on the evaluation split
-FREE_TO_CHANGE = ("database.", "evaluation.", "run.steps", "run.out", "run.evaluate_every", "run.save_every",
-                  "run.sample_every", "run.threads", "model.path", "grpo.micro_batch_tokens")
+# What --resume may change: where things are, how much is done and shown; not what a step computes (but for rounding).
+FREE_TO_CHANGE = ("task.path", "database.host", "database.port", "database.socket", "database.user",
+                  "database.connections", "grpo.micro_batch_tokens", "evaluation.", "run.steps", "run.out",
+                  "run.evaluate_every", "run.save_every", "run.sample_every", "run.threads")
 
 
 class Run:
@@ -48,14 +50,10 @@ class Run:
         self.folder, self.done, self.saved, self.evaluated = Path(cfg.run.out), 0, 0, 0
         self.best: dict[str, float] | None = None
         self.signal: int | None = None
-        if resume and not (self.folder / "config.toml").exists():
-            raise ValueError(f"--resume: {self.folder} holds no run")
+        check_folder(cfg, resume=resume)
         self.lock = lock_folder(self.folder)
         if resume:
-            self._check_config(cfg)
             self._load(newest_checkpoint(self.folder))
-        elif has_steps(self.folder):
-            raise ValueError(f"{self.folder} already holds a run: go on with --resume, or choose another run.out")
         (self.folder / "config.toml").write_text(config.dump_config(cfg), encoding="utf-8")
         self.metrics = JsonLines(self.folder / "metrics.jsonl", keep_below=self.done)
         self.samples = JsonLines(self.folder / "samples.jsonl", keep_below=self.done)
@@ -73,7 +71,8 @@ class Run:
                    "memory/peak_bytes": peak_memory(self.policy.model.device)}
         self.metrics.write(metrics)
         if self.cfg.sample_every and step % self.cfg.sample_every == 0:
-            self.samples.write({"step": step, **dataclasses.asdict(groups[0])} | {"prompt_ids": None})
+            self.samples.write({"step": step, "question": dataclasses.asdict(groups[0].question),
+                                "rollouts": [dataclasses.asdict(rollout) for rollout in groups[0].rollouts]})
             say(f"\nstep {step} · {show(groups[0])}")
         self.done, self.moves = step + 1, self._optimizer_steps()
         self.bar.set_postfix_str(headline(metrics), refresh=False)
@@ -140,14 +139,6 @@ class Run:
         """How often the adapters have moved; changed since the last record, the state is in the middle of a step."""
         return sum(float(state["step"]) for state in self.optimizer.state.values())
 
-    def _check_config(self, cfg: config.Config) -> None:
-        """Resuming under another config would make a run that no config describes."""
-        then, now = _flat(config.load_config(self.folder / "config.toml")), _flat(cfg)
-        for dotted, value in now.items():
-            if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
-                raise ValueError(f"--resume: {dotted} was {then[dotted]!r} and is now {value!r}; "
-                                 f"to change it, start another run")
-
     # ------------------------------------------------------------------------------------------------ entering, leaving
     def __enter__(self) -> "Run":
         self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -173,7 +164,27 @@ class Run:
         say("stopping after this step (again: at once) ...")
 
 
-def lock_folder(folder: Path):
+def check_folder(cfg: config.Config, *, resume: bool) -> None:
+    """Whether ``run.out`` can take this run: cheap, so it is asked before anything large is loaded. Else ``ValueError``.
+
+    Resuming under another config would make a run that no config describes.
+    """
+    folder = Path(cfg.run.out)
+    if not resume:
+        if has_steps(folder):
+            raise ValueError(f"{folder} already holds a run: go on with --resume, or choose another run.out")
+        return
+    if not (folder / "config.toml").exists():
+        raise ValueError(f"--resume: {folder} holds no run")
+    then, now = _flat(config.load_config(folder / "config.toml")), _flat(cfg)
+    for dotted, value in now.items():
+        if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
+            raise ValueError(f"--resume: {dotted} was {then[dotted]!r} and is now {value!r}; "
+                             f"to change it, start another run")
+    newest_checkpoint(folder)
+
+
+def lock_folder(folder: Path) -> IO[str]:
     """Hold ``folder`` against a second process until the returned file is closed or we are gone, however we go."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""Device, dtype and randomness: named here and nowhere else. Knows no model and no task."""
+"""Device, dtype, threads and randomness: named here and nowhere else. Knows no model and no task."""
 
 import hashlib
 import resource
+import signal
 import sys
 
 import torch
@@ -33,6 +34,23 @@ def generator(seed: int, step: int, purpose: str, device: torch.device | str = "
     """A fresh generator that depends on (seed, step, purpose) alone, so that resuming needs no stored randomness."""
     digest = hashlib.sha256(f"minigrpo {seed} {step} {purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done all it was given; the CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def use_threads(count: int) -> None:
+    """CPU threads of PyTorch; 0 leaves its own choice."""
+    if count:
+        torch.set_num_threads(count)
+
+
+def exit_on_sigterm() -> None:
+    """SIGTERM ends the program as an error does, so that what is open gets closed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def peak_memory(device: torch.device) -> int:

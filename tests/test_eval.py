@@ -184,10 +184,17 @@ def test_an_adapter_has_no_say_in_predictions(cli, eval_recipe, capsys):
 
 
 def test_ctrl_c_is_clean(evaluate, eval_recipe, monkeypatch, out):
-    """While it decodes, with a real engine open: status 130, no traceback, nothing half written."""
-    monkeypatch.setattr(eval_recipe, "evaluate_policy", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    """While it decodes, with a real engine open: status 130, no traceback, and what was done by then is on disk."""
+    original = eval_recipe.evaluate_policy
+
+    def interrupted(*arguments):
+        yield next(original(*arguments))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(eval_recipe, "evaluate_policy", interrupted)
     ended = evaluate(status=130)
-    assert ended.err == "" and list(out.iterdir()) == []
+    assert "Traceback" not in ended.err and [file.name for file in out.iterdir()] == ["rows.jsonl"]
+    assert len((out / "rows.jsonl").read_text().splitlines()) == 1
 
 
 def test_as_a_command(small_toml, out):

@@ -112,18 +112,27 @@ def test_predictions_keep_their_order_and_run_on_their_own_database(small_toml):
 
 # ---------------------------------------------------------------------------------------------------------------- policy
 def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
-    """Rows come in the questions' order, whatever order they are decoded in, and whatever the config trains with."""
+    """A question's row is the same whatever it is decoded beside, and whatever the config trains with. They come as they
+    are decoded, short prompts first."""
     cfg = load_config(small_toml, ["run.out=unused"])
     policy = start_policy(cfg.model, cfg.lora, cfg.generation, 0)
     asked = [question for split in ("train", "counterfactual", "medium") for question in load_questions(cfg.task.path, split)]
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        rows = evaluate_policy(asked, policy, judge, cfg.generation, 16)
-        assert [(row["split"], row["index"]) for row in rows] == [(question.split, question.index) for question in asked]
+        def evaluated(questions, generation, batch):
+            return sorted(evaluate_policy(questions, policy, judge, generation, batch), key=place)
+
+        def place(row):
+            return row["split"], row["index"]
+
+        rows = evaluated(asked, cfg.generation, 16)
+        assert [place(row) for row in rows] == sorted((question.split, question.index) for question in asked)
+        first = next(evaluate_policy(asked, policy, judge, cfg.generation, 1))
+        assert place(first) == min((len(judge.prompt(q)), i, (q.split, q.index)) for i, q in enumerate(asked))[2]
         assert all(list(row) == FIELDS and row["sql"].startswith("SELEC") for row in rows)
         for batch in (1, 3):
-            assert evaluate_policy(asked, policy, judge, cfg.generation, batch) == rows
+            assert evaluated(asked, cfg.generation, batch) == rows
         beams = load_config(small_toml, ["run.out=unused", "generation.method=beam", "generation.temperature=5"])
-        assert evaluate_policy(asked, policy, judge, beams.generation, 4) == rows
-        assert evaluate_policy(asked[::-1], policy, judge, cfg.generation, 16) == rows[::-1]
-        assert evaluate_policy([], policy, judge, cfg.generation, 16) == []
+        assert evaluated(asked, beams.generation, 4) == rows
+        assert evaluated(asked[::-1], cfg.generation, 16) == rows
+        assert evaluated([], cfg.generation, 16) == []
         assert json.dumps(rows)

@@ -118,8 +118,12 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file,
-              metadata={"format": "pt"})
+    """Write one safetensors file. A disk that is full, or the like: ``OSError``."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file,
+                  metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written: {error}") from None
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:

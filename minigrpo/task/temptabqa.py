@@ -105,8 +105,11 @@ def load_questions(path: str | Path, split: str, gold_sql: str | Path | None = N
     """
     file = _split_file(Path(path), split)
     known = _read_gold_sql(Path(gold_sql), split) if gold_sql is not None else {}
+    records = _read_records(file)
+    if not records:
+        raise ValueError(f"{file} holds no questions")
     return [Question(f"{split}/{index}", split, index, record["Questions"], record["Answers"], database_of(split),
-                     record["Types"], known.get(index)) for index, record in enumerate(_read_records(file))]
+                     record["Types"], known.get(index)) for index, record in enumerate(records)]
 
 
 def _read_gold_sql(file: Path, split: str) -> dict[int, str]:
