@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -142,3 +143,12 @@ def cli(small_toml, capsys, monkeypatch) -> Callable[..., Ended]:
             status = end.code
         return Ended(status, *capsys.readouterr())
     return call
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The folder of SmolLM2-135M: MINIGRPO_SMOLLM2, else models/smollm2 in the repository."""
+    folder = Path(os.environ.get("MINIGRPO_SMOLLM2") or ROOT / "models/smollm2")
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"the model SmolLM2-135M is not at {folder}")
+    return folder

@@ -1,25 +1,34 @@
 """batch.py and update.py: one step on a real small policy, against what the formulas say must hold."""
 
 import dataclasses
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from minigrpo import config
+from minigrpo.assemble import start_policy
 from minigrpo.batch import _parts, make_batch
 from minigrpo.config import GRPO
 from minigrpo.metrics import Clock
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.search import Completion
 from minigrpo.policy.weights import load_model
-from minigrpo.rollout import Group, Rollout
+from minigrpo.rollout import Group, Judge, Rollout, collect
 from minigrpo.runtime import generator
-from minigrpo.task.database import Execution
+from minigrpo.task.database import STATUSES, Execution
+from minigrpo.task.mariadb import open_private
+from minigrpo.task.prompt import render_prompt, schema_text
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import Reward
+from minigrpo.task.temptabqa import load_databases, load_questions
 from minigrpo.update import make_optimizer, update
 
 GRPO_1 = GRPO(questions=3, learning_rate=1e-2, kl_coef=0.04)
 LENGTH = 8
+MINI = Path(__file__).parent / "data/temptabqa_mini"
 
 
 @pytest.fixture
@@ -208,3 +217,36 @@ def test_one_completion_a_question_teaches_nothing(model):
     """K = 1: the reward is its own mean, A is exactly 0."""
     batch, report = one_step(model, make_groups([[1101.0], [-100.0]]))
     assert batch.parts[0].advantage_QK.tolist() == [[0.0], [0.0]] and report["grad_norm"] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------------ the real model
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
+                    reason="no mariadbd on the PATH: apt-get install mariadb-server")
+def test_two_steps_of_smollm2_on_mariadb(smollm2):
+    """The real model, the real server: exact zeros at the start, every B moved by the first step, not a bit of the base.
+
+    Which of its first queries run is luck, so the reward counts tokens here: in each group some are longer.
+    """
+    databases = load_databases(MINI)
+    questions = load_questions(MINI, "train")[:2]
+    policy = start_policy(config.Model(path=str(smollm2), device="cpu"), config.LoRA(rank=4), config.Generation(), seed=0)
+    base = {name: parameter.clone() for name, parameter in policy.model.named_parameters() if "lora_" not in name}
+    generation = config.Generation(method="sample", completions=3, max_new_tokens=24)
+    grpo = config.GRPO(questions=2, learning_rate=1e-4)
+    optimizer, reports, statuses = make_optimizer(policy.model, grpo), [], set()
+    with open_private(databases, connections=2) as database:
+        judge = Judge(lambda question: render_prompt("plain", question.text, schema_text(databases["original"], 3)), database,
+                      lambda question, sql, execution: Reward(float(len(sql or "")), {}), 2)
+        for step in range(2):
+            groups = collect(questions, policy, judge, generation, generator=generator(0, step, "sample"), clock=Clock())
+            statuses |= {rollout.execution.status for group in groups for rollout in group.rollouts}
+            batch = make_batch(groups, policy.model, grpo, temperature=1.0, clock=Clock())
+            reports.append(update(policy.model, optimizer, batch, grpo, length=24, clock=Clock()))
+            if step == 0:
+                moved = [name for name, parameter in adapter_parameters(policy.model).items()
+                         if name.endswith("lora_B") and parameter.abs().max() > 0]
+    assert len(moved) == 30 * 7                                             # layers × projections, each of them
+    assert (reports[0]["kl"], reports[0]["ratio"]) == (0.0, 1.0) and reports[1]["kl"] > 0 and reports[1]["ratio"] == 1.0
+    assert max(report["logp_gap_max"] for report in reports) < 1e-3 and statuses <= set(STATUSES)
+    assert all(base[name].equal(parameter) for name, parameter in policy.model.named_parameters() if name in base)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stopping:
-    """``next_UV``: state after a token; state 0 is the start, the last state (U − 1) is "ended". ``ends_UV``: next is ended."""
+    """``next_UV``: the state after a token; state 0 is the start, the last (U − 1) is "ended". ``ends_UV``: that is next."""
 
     next_UV: Tensor
     ends_UV: Tensor

@@ -132,8 +132,8 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, object]) -> None:
-    for problem, names in (("lack", sorted(expected.keys() - got.keys())), ("have no place for", sorted(got.keys() - expected.keys()))):
-        if names:
+    for problem, odd in (("lack", expected.keys() - got.keys()), ("have no place for", got.keys() - expected.keys())):
+        if names := sorted(odd):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{what} {problem} {', '.join(names[:3])}{more}")
 

@@ -7,9 +7,9 @@ SQLite copies a CTE at each mention while it compiles, 2ⁿ copies for n that do
 `expansions` bounds that from the text. Sorts spill to unlinked temporary files, so memory stays flat.
 
 Text is compared as there, exactly but for trailing spaces (RTRIM). Known differences from MariaDB, so error rates are
-not comparable: table names ignore case; 7 / 2 is 3; || joins text; "x" is text only if no column is called x; YEAR, IF, LEFT and other
-functions of MariaDB are missing. CONCAT (NULL if any part is), CONCAT_WS, FLOOR, CEIL and CEILING (whole numbers) are
-ours on every version, and mean what they mean in MariaDB.
+not comparable: table names ignore case; 7 / 2 is 3; || joins text; "x" is text only if no column is called x; YEAR, IF,
+LEFT and other functions of MariaDB are missing. CONCAT (NULL if any part is), CONCAT_WS, FLOOR, CEIL and CEILING (whole
+numbers) are ours on every version, and mean what they mean in MariaDB.
 """
 
 import math

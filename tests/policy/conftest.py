@@ -1,7 +1,5 @@
 """Tiny random checkpoints written by transformers, and the real model where it is present."""
 
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -68,12 +66,3 @@ def pair(checkpoint):
         return load_model(folder, dtype=torch.float32, device="cpu"), theirs
 
     return make
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """The folder of SmolLM2-135M: MINIGRPO_SMOLLM2, else models/smollm2 in the repository."""
-    folder = Path(os.environ.get("MINIGRPO_SMOLLM2") or Path(__file__).parents[2] / "models" / "smollm2")
-    if not (folder / "model.safetensors").is_file():
-        pytest.skip(f"the model SmolLM2-135M is not at {folder}")
-    return folder
