@@ -12,7 +12,7 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
     S  slots of a tree, P + K * C           V  vocabulary
     U  states of the stopping automaton     R  LoRA rank
 
-**Reading order.** ``grpo`` (the mathematics) · ``rollout``, ``batch``, ``update`` (the line) · ``policy.tree``,
-``policy.model``, ``policy.search``, ``policy.logprobs``, ``policy.lora`` (the model) · ``task.database``, ``task.answer``,
-``task.reward``, ``task.mariadb`` (the problem) · ``train.py`` (the recipe).
+**Reading order.** ``grpo`` (the mathematics) · ``train.py``, ``rollout``, ``batch``, ``update`` (the line) · ``policy``: ``tree``,
+``model``, ``search``, ``logprobs``, ``lora``, ``stopping``, ``weights`` · ``task``: ``database``, ``answer``, ``reward``,
+``prompt``, ``temptabqa``, ``guard``, ``mariadb``, ``mariadbd``, ``sqlite`` · ``config``, ``assemble``, ``run``, ``evaluate``.
 """

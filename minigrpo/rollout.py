@@ -65,16 +65,18 @@ def collect(questions: Sequence[Question], policy: Policy, judge: Judge, generat
     with clock("generate"):
         prompts = [tuple(policy.tokenizer.encode(judge.prompt(question))) for question in questions]
         candidates = generate(policy, prompts, generation, generator)
-        texts = [[policy.tokenizer.decode(completion.ids) for completion in group] for group in candidates]
+        asked = [(question, completion) for question, group in zip(questions, candidates) for completion in group]
+        texts = [policy.tokenizer.decode(completion.ids) for _, completion in asked]
     with clock("execute"):
-        sqls = [[extract_sql(text) for text in group] for group in texts]
-        executions = iter(run_all(judge.database, [(sql, question.database) for question, group in zip(questions, sqls)
-                                                   for sql in group], judge.connections))
+        sqls = [extract_sql(text) for text in texts]
+        executions = run_all(judge.database, [(sql, question.database) for (question, _), sql in zip(asked, sqls)],
+                             judge.connections)
     with clock("reward"):
-        return [Group(question, prompt_ids, tuple(
-                    Rollout(completion, text, sql, execution := next(executions), judge.reward(question, sql, execution))
-                    for completion, text, sql in zip(*members)))
-                for question, prompt_ids, *members in zip(questions, prompts, candidates, texts, sqls)]
+        rollouts = [Rollout(completion, text, sql, execution, judge.reward(question, sql, execution))
+                    for (question, completion), text, sql, execution in zip(asked, texts, sqls, executions)]
+    K = generation.completions
+    return [Group(question, prompt_ids, tuple(rollouts[q * K:(q + 1) * K]))
+            for q, (question, prompt_ids) in enumerate(zip(questions, prompts))]
 
 
 def generate(policy: Policy, prompts: Sequence[Sequence[int]], generation: config.Generation,
