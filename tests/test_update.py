@@ -16,13 +16,14 @@ from minigrpo.metrics import Clock
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.search import Completion
 from minigrpo.policy.weights import load_model
-from minigrpo.rollout import Group, Judge, Rollout, collect
+from minigrpo.rollout import Group, Judge, Rollout, collect, group_metrics
 from minigrpo.runtime import generator
 from minigrpo.task.database import STATUSES, Execution
 from minigrpo.task.mariadb import open_private
 from minigrpo.task.prompt import render_prompt, schema_text
 from minigrpo.task.questions import Question
-from minigrpo.task.reward import Reward
+from minigrpo.task.reward import Reward, make_reward
+from minigrpo.task.sqlite import open_sqlite
 from minigrpo.task.temptabqa import load_databases, load_questions
 from minigrpo.update import make_optimizer, update
 
@@ -217,6 +218,35 @@ def test_one_completion_a_question_teaches_nothing(model):
     """K = 1: the reward is its own mean, A is exactly 0."""
     batch, report = one_step(model, make_groups([[1101.0], [-100.0]]))
     assert batch.parts[0].advantage_QK.tolist() == [[0.0], [0.0]] and report["grad_norm"] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------------ the whole line
+def test_from_answers_alone_it_learns_which_query_is_right(sql_model):
+    """The start was taught five statements alike, "SELECT 2;" among them, and the answer to everything is 2: strict begins
+    near 1/5 (of 24 draws a step, so give or take 1/5) and must pass 1/2 within 15 steps. The control: rewards that do not
+    depend on the draw leave the policy as it is, bit for bit."""
+    questions = [Question(f"t/{i}", "t", i, f"What is {i}?", "2", "empty", "1") for i in range(6)]
+    generation = config.Generation(method="sample", completions=4, max_new_tokens=8)
+    grpo = config.GRPO(questions=6, learning_rate=5e-3)
+
+    def train(reward):
+        policy = start_policy(config.Model(path=str(sql_model), device="cpu"), config.LoRA(), generation, seed=0)
+        optimizer, strict = make_optimizer(policy.model, grpo), []
+        with Judge(lambda question: question.text + "\nSQL query:\n", open_sqlite({"empty": []}), reward, 2) as judge:
+            for step in range(15):
+                groups = collect(questions, policy, judge, generation, generator=generator(0, step, "sample"), clock=Clock())
+                strict.append(group_metrics(groups)["strict"])
+                batch = make_batch(groups, policy.model, grpo, temperature=1.0, clock=Clock())
+                update(policy.model, optimizer, batch, grpo, length=8, clock=Clock())
+        return strict, policy.model
+
+    strict, _ = train(make_reward("paper"))
+    assert sum(strict[:3]) / 3 < 0.4 and sum(strict[-3:]) / 3 > 0.5
+
+    paper = make_reward("paper")
+    strict, model = train(lambda question, sql, execution: dataclasses.replace(paper(question, sql, execution), total=1.0))
+    assert sum(strict) / 15 < 0.4
+    assert all(not parameter.any() for name, parameter in adapter_parameters(model).items() if name.endswith("lora_B"))
 
 
 # ------------------------------------------------------------------------------------------------------ the real model
