@@ -147,6 +147,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for name, values in table.items():
         if not isinstance(values, dict):
             raise ValueError(f"{path}: {name} stands outside any [section]")
+        if not values and name not in SECTIONS:
+            raise ValueError(f"{path}: there is no section [{name}]; the sections are {', '.join(SECTIONS)}")
         for key_name, value in values.items():
             _set(sections, f"{name}.{key_name}", value, str(path))
     for override in overrides:

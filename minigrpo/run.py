@@ -52,8 +52,8 @@ class Run:
         self.signal: int | None = None
         check_folder(cfg, resume=resume)
         self.lock = lock_folder(self.folder)
-        if resume:
-            self._load(newest_checkpoint(self.folder))
+        if resume and (kept := checkpoints(self.folder)):       # none yet: it begins again, and draws the same
+            self._load(kept[-1])
         (self.folder / "config.toml").write_text(config.dump_config(cfg), encoding="utf-8")
         self.metrics = JsonLines(self.folder / "metrics.jsonl", keep_below=self.done)
         self.samples = JsonLines(self.folder / "samples.jsonl", keep_below=self.done)
@@ -181,7 +181,6 @@ def check_folder(cfg: config.Config, *, resume: bool) -> None:
         if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
             raise ValueError(f"--resume: {dotted} was {then[dotted]!r} and is now {value!r}; "
                              f"to change it, start another run")
-    newest_checkpoint(folder)
 
 
 def lock_folder(folder: Path) -> IO[str]:
@@ -212,13 +211,6 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted(folder for folder in run.glob("checkpoints/step-*") if folder.suffix != ".writing")
-
-
-def newest_checkpoint(run: Path) -> Path:
-    found = checkpoints(run)
-    if not found:
-        raise ValueError(f"--resume: {run} has no checkpoint yet; start the run anew in another run.out")
-    return found[-1]
 
 
 def show(group: Group, width: int = 79) -> str:

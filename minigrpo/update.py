@@ -37,15 +37,15 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
                 clip_low=grpo.clip_low, clip_high=grpo.clip_high, kl_coef=grpo.kl_coef, kl_estimator=grpo.kl_estimator,
                 aggregation=grpo.aggregation, length=length, total=total)
             loss.backward()
-            share = part.mask_BC.sum() / tokens                     # of the batch's tokens, for the means over tokens
+            share = part.mask_BC.sum() / tokens.clamp(min=1)                     # of the batch's tokens, for the means over tokens
             weighted = {name: metrics[name] * share for name in ("ratio_drift", "clip_ratio")}
             for name, value in {"loss": loss.detach(), **metrics, **weighted}.items():
                 sums[name] = sums[name] + value
             gaps.append((old_logp_BC - part.generation_logp_BC).abs()[part.mask_BC])
-        gap_T = torch.cat(gaps)
+        gap_T = torch.cat([*gaps, torch.zeros(1, device=model.device)])         # the zero: a batch without a token has no gap
         report = {name: value.item() for name, value in sums.items()}
         return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(model, optimizer, grpo.max_grad_norm),
-                "logp_gap_mean": gap_T.mean().item(), "logp_gap_max": gap_T.max().item()}
+                "logp_gap_mean": (gap_T.sum() / tokens.clamp(min=1)).item(), "logp_gap_max": gap_T.max().item()}
 
 
 def _step(model: CausalLM, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:

@@ -75,6 +75,13 @@ def test_task_knows_no_torch():
     assert not [name for name in users_of("torch") if name.startswith("task/")]
 
 
+def test_every_room_has_its_tests():
+    for file in PACKAGE:
+        if file.name != "__init__.py":
+            place = file.relative_to(ROOT / "minigrpo")
+            assert (ROOT / "tests" / place.with_name(f"test_{place.name}")).exists(), place
+
+
 def test_nobody_imports_the_recipes():
     for file in PACKAGE:
         assert not imports(file) & {"train", "eval"}, room(file)

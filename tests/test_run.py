@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -183,10 +184,17 @@ def test_a_run_that_failed_before_its_first_step_may_be_started_anew(enter):
 def test_there_must_be_something_to_resume(enter, tmp_path):
     assert refusal(enter, resume=True) == f"--resume: {tmp_path}/run holds no run"
     assert not (tmp_path / "run").exists()                  # a slip of the keyboard leaves no folder
-    with enter("run.steps=0"):
-        pass
-    assert refusal(enter, resume=True) == (f"--resume: {tmp_path}/run has no checkpoint yet; start the run anew in another "
-                                           "run.out")
+
+
+def test_without_a_checkpoint_a_resumed_run_begins_again(enter, tmp_path):
+    """Killed in its first steps: what was recorded has no state to stand on, so it goes, and step 0 is next."""
+    with enter("run.steps=9", "run.save_every=9") as run:
+        take_step(run, 0)
+        shutil.copy(run.folder / "metrics.jsonl", tmp_path / "killed.jsonl")
+    shutil.rmtree(run.folder / "checkpoints")                   # a SIGKILL would have written none
+    assert (tmp_path / "killed.jsonl").read_text()
+    again = enter("run.steps=9", "run.save_every=9", resume=True)
+    assert next(iter(again.steps())) == 0 and lines(again) == []
 
 
 @pytest.mark.parametrize("override, sentence", [

@@ -1,4 +1,4 @@
-"""batch.py and update.py: one step on a real small policy, against what the formulas say must hold."""
+"""update.py: one step on a real small policy, against what the formulas say must hold."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import torch
 
 from minigrpo import config
 from minigrpo.assemble import start_policy
-from minigrpo.batch import _parts, make_batch
+from minigrpo.batch import make_batch
 from minigrpo.config import GRPO
 from minigrpo.metrics import Clock
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
@@ -67,34 +67,6 @@ def one_step(model, groups, grpo=GRPO_1, optimizer=None):
 
 def snapshot(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def test_the_batch_by_hand(model):
-    """Rewards (−100, 1101): A = ∓1, but for eps in σ + 1e-4; equal rewards: exactly 0. Masks are the lengths."""
-    groups = make_groups(SPREAD)
-    batch, _ = one_step(model, groups)
-    part, = batch.parts
-    place = [part.prompts.length_Q.tolist().index(len(group.prompt_ids)) for group in groups]     # lengths differ: 8, 5, 4
-    assert sorted(place) == [0, 1, 2]
-    lengths = [[len(rollout.completion.ids) for rollout in group.rollouts] for group in groups]
-    assert part.mask_QKC.sum(dim=-1)[place].tolist() == lengths
-    assert part.ids_QKC[place[0], 1, :lengths[0][1]].tolist() == list(groups[0].rollouts[1].completion.ids)
-    torch.testing.assert_close(part.advantage_QK[place[0]], torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=0)
-    assert part.advantage_QK[place[1]].tolist() == [0.0, 0.0]
-
-
-def test_a_long_completion_pads_none_of_the_others():
-    """Trees of (prompt, longest completion) slots (5, 2), (5, 2), (6, 2) and (5, 40), K = 2: alone 9, 9, 10 and 85; the
-    first two together 2 · 9 = 18, the first three 3 · 10 = 30, all four 4 · (6 + 80) = 344."""
-    def group(prompt: int, completion: int) -> Group:
-        candidate = Rollout(Completion((1,) * completion, (0.0,) * completion, True), "", "", Execution("ok"), Reward(0.0, {}))
-        return Group(Question("t/0", "t", 0, "", "1", "d", "1"), (1,) * prompt, (candidate, candidate))
-
-    groups = [group(5, 40), group(5, 2), group(6, 2), group(5, 2)]
-    assert _parts(groups, 344) == [[1, 3, 2, 0]]
-    assert _parts(groups, 343) == _parts(groups, 30) == [[1, 3, 2], [0]]
-    assert _parts(groups, 29) == [[1, 3], [2], [0]]
-    assert _parts(groups, 1) == [[1], [3], [2], [0]]                # a group is never divided
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 100_000])
@@ -212,6 +184,14 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_counted(model):
     _, report = one_step(model, groups)
     assert report["skipped"] == 1.0
     assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+
+
+def test_a_batch_without_a_token_moves_nothing(model):
+    """Empty completions, which no search makes but a hand may write: loss 0, gap 0, no gradient, nothing dropped."""
+    nothing = Rollout(Completion((), (), True), "", None, Execution("no_sql"), Reward(-100.0, {}))
+    group = Group(Question("t/0", "t", 0, "", "1", "d", "1"), (1, 2), (nothing, nothing))
+    _, report = one_step(model, [group, group])
+    assert (report["loss"], report["logp_gap_max"], report["grad_norm"], report["skipped"]) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_one_completion_a_question_teaches_nothing(model):

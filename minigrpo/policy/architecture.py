@@ -85,17 +85,26 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
             family=family, vocabulary=config["vocab_size"], width=config["hidden_size"],
             layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
             kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_size=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+            head_size=config.get("head_dim") or _divided(config["hidden_size"], config["num_attention_heads"], source),
             mlp_width=config["intermediate_size"], norm_eps=config["rms_norm_eps"], rope_theta=theta,
             rope_scaling=scaling, max_positions=config["max_position_embeddings"], activation=ACTIVATIONS[activation],
             tied=config.get("tie_word_embeddings", False))
     except KeyError as missing:
         raise ValueError(f"{source}: the key {missing} is missing") from None
     architecture = Architecture(**(facts | FAMILIES[family](config)))
+    for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "head_size", "mlp_width", "max_positions"):
+        if type(size := getattr(architecture, name)) is not int or size < 1:
+            raise ValueError(f"{source}: the model's {name} must be a positive integer, got {size!r}")
     if architecture.heads % architecture.kv_heads:
         raise ValueError(f"{source}: {architecture.heads} attention heads cannot share "
                          f"{architecture.kv_heads} key/value heads evenly")
     return architecture
+
+
+def _divided(width: object, heads: object, source: str) -> int:
+    if type(width) is not int or type(heads) is not int or heads < 1:
+        raise ValueError(f"{source}: hidden_size and num_attention_heads must be positive integers, got {width!r}, {heads!r}")
+    return width // heads
 
 
 def _rope(config: Mapping, source: str) -> tuple[float, RopeScaling | None]:

@@ -55,7 +55,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     stop_ids: dict[int, None] = {}
     for file in (folder / "config.json", folder / "generation_config.json"):
         ids = read_json(file).get("eos_token_id") if file.is_file() else None
-        stop_ids |= dict.fromkeys(ids if isinstance(ids, list) else [] if ids is None else [ids])
+        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids}")
+        stop_ids |= dict.fromkeys(ids)
     return Tokenizer(rust, tuple(stop_ids))
 
 

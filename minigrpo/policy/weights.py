@@ -40,6 +40,8 @@ def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | 
     if len(token_bytes) > model.architecture.vocabulary:
         raise ValueError(f"{folder}: tokenizer.json has {len(token_bytes)} ids and the model "
                          f"{model.architecture.vocabulary}; they are not of one checkpoint")
+    if beyond := [token for token in tokenizer.stop_ids if token >= model.architecture.vocabulary]:
+        raise ValueError(f"{folder}: eos_token_id {beyond[0]} is beyond the vocabulary of {model.architecture.vocabulary}")
     return Policy(model, tokenizer, compile_stopping(token_bytes, tokenizer.stop_ids, stop_strings))
 
 
@@ -99,7 +101,10 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of model.safetensors, or of the shards that model.safetensors.index.json names, one at a time."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in dict.fromkeys(read_json(index, "weight_map")["weight_map"].values())]
+        shards = read_json(index, "weight_map")["weight_map"]
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError(f"{index}: weight_map must map tensor names to file names")
+        files = [folder / name for name in dict.fromkeys(shards.values())]
     else:
         files = [folder / "model.safetensors"]
     for file in files:
@@ -179,6 +184,9 @@ def adapter_config(folder: Path) -> dict:
     for key, value in plain.items():
         if key in config and (config[key] or None) != value:
             raise ValueError(f"{file}: only plain LoRA adapters are supported, not {key} = {config[key]!r}")
+    if type(config["r"]) is not int or config["r"] < 1 or type(config["lora_alpha"]) not in (int, float):
+        raise ValueError(f"{file}: r must be a positive integer and lora_alpha a number, got {config['r']!r}, "
+                         f"{config['lora_alpha']!r}")
     if isinstance(config["target_modules"], str):
         raise ValueError(f"{file}: target_modules must list the layers' last names, got {config['target_modules']!r}")
     return {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": tuple(config["target_modules"]),

@@ -53,7 +53,7 @@ class Database(Protocol):
         """Run one untrusted query on one named database. Safe to call from several threads.
 
         Never raises for anything the SQL did; raises ``DatabaseError`` if the database itself is at fault.
-        None or blank SQL is ``no_sql``.
+        None, blank SQL or a bare semicolon is ``no_sql``.
         """
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class MockDatabase:
     value: object = 1
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        if sql is None or not sql.strip():
+        if sql is None or not sql.strip(" \t\r\n;"):
             return Execution("no_sql")
         return Execution("ok", rows=((self.value,),), columns=("value",))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Iterable
 
 MAX_SQL = 10_000                # characters of a query
+BLANK = " \t\r\n\f\v;"          # a text of nothing else is no SQL
 
 Rows = tuple[tuple[object, ...], ...]
 

@@ -18,7 +18,7 @@ import pymysql
 from pymysql.cursors import Cursor, SSCursor
 
 from .database import DatabaseError, Execution, Status, Table, Tables, create_table
-from .guard import Caps, objection
+from .guard import BLANK, Caps, objection
 from .mariadbd import start_server
 
 SECONDS_OF_GRACE = 2.0          # beyond the time limit, for a query that the server's own clock does not stop
@@ -32,7 +32,6 @@ STATUS: dict[int, Status] = {   # what is not here (and not BROKEN) is "other"
     1051: "unknown_table",      # SELECT nowhere.* FROM somewhere
     1109: "unknown_table",
     1044: "refused",            # no right to the database
-    1045: "refused",            # no right to files (older servers)
     1142: "refused",            # no right to the table; also for any table of a database that is not there
     1143: "refused",            # no right to the column
     1227: "refused",            # no right to files, to the server's administration
@@ -140,7 +139,7 @@ class MariaDB:
         """See ``Database.run``. Blocks while all connections are busy (not counted in ``seconds``)."""
         if database_name not in self._names:
             raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._names))}")
-        if sql is None or not sql.strip():
+        if sql is None or not sql.strip(BLANK):
             return Execution("no_sql")
         if reason := objection(sql, QUOTED):
             return Execution("refused", error=reason)
@@ -260,8 +259,8 @@ def _load(admin: _Login, databases: Mapping[str, Tables], prefix: str,
                     _load_table(cursor, table)
             return _create_reader(cursor, admin, names.values(), prefix + "reader", undo), names
     except pymysql.MySQLError as error:
-        reason = f"{_message(error)} (the account needs {RIGHTS})"
-        raise DatabaseError(f"{admin} does not load the tables: {reason}") from error
+        needs = f" (the account needs {RIGHTS})" if STATUS.get(error.args[0]) == "refused" else ""
+        raise DatabaseError(f"{admin} does not load the tables: {_message(error)}{needs}") from error
 
 
 def _load_table(cursor: Cursor, table: Table) -> None:

@@ -23,7 +23,7 @@ from threading import Lock
 from typing import Callable, Mapping
 
 from .database import DatabaseError, Execution, Status, Tables, create_table
-from .guard import MAX_SQL, Caps, objection
+from .guard import BLANK, MAX_SQL, Caps, objection
 
 CELL_BYTES = 32_768         # of one value or one stored row: what a C function can be given
 MAX_CALLS = 100             # of functions and LIKEs in a statement
@@ -86,7 +86,7 @@ class SQLite:
         """See ``Database.run``. Blocks while all slots are busy (not counted in ``seconds``)."""
         if database_name not in self._images:
             raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._images))}")
-        if sql is None or not sql.strip():
+        if sql is None or not sql.strip(BLANK):
             return Execution("no_sql")
         if reason := _objection(sql):
             return Execution("refused", error=reason)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -327,3 +328,32 @@ def test_smollm2_is_a_policy(smollm2):
     # It stops at id 2 and at each token with a semicolon in it, and nowhere else.
     with_semicolon = {i for i, added in enumerate(policy.tokenizer.token_bytes) if b";" in added}
     assert set(policy.stopping.ends_UV[0].nonzero().flatten().tolist()) == with_semicolon | {2}
+
+
+@pytest.mark.parametrize("key, value, sentence", [
+    ("eos_token_id", 60_000, "eos_token_id 60000 is beyond the vocabulary of"),
+    ("eos_token_id", "2", "config.json: eos_token_id must be an id or a list of ids, got ['2']"),
+    ("eos_token_id", [2, -1], "config.json: eos_token_id must be an id or a list of ids, got [2, -1]"),
+    ("hidden_size", "x", "config.json: hidden_size and num_attention_heads must be positive integers, got 'x', "),
+    ("num_attention_heads", 0, "config.json: hidden_size and num_attention_heads must be positive integers, got "),
+    ("num_hidden_layers", -1, "config.json: the model's layers must be a positive integer, got -1"),
+    ("intermediate_size", 1.5, "config.json: the model's mlp_width must be a positive integer, got 1.5"),
+])
+def test_a_config_whose_values_make_no_model_is_one_sentence(sql_model, tmp_path, key, value, sentence):
+    folder = shutil.copytree(sql_model, tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ValueError) as caught:
+        load_policy(folder, dtype=torch.float32, device="cpu")
+    assert sentence in str(caught.value)
+
+
+def test_an_index_that_is_no_table_and_an_adapter_without_a_rank(sql_model, tmp_path):
+    folder = shutil.copytree(sql_model, tmp_path / "folder")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(ValueError, match="index.json: weight_map must map tensor names to file names$"):
+        load_model(folder, dtype=torch.float32, device="cpu")
+    (folder / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "r": "x", "lora_alpha": 2, "target_modules": ["q_proj"]}))
+    with pytest.raises(ValueError, match="adapter_config.json: r must be a positive integer and lora_alpha a number, got 'x', 2$"):
+        adapter_config(folder)

@@ -99,7 +99,7 @@ def test_functions(db, sql, value):
 
 # ----------------------------------------------------------------------------------------------------------- statuses
 @pytest.mark.parametrize("sql, status, code", [
-    (None, "no_sql", None), ("", "no_sql", None), (" \n\t", "no_sql", None),
+    (None, "no_sql", None), ("", "no_sql", None), (" \n\t", "no_sql", None), (" ;", "no_sql", None),
     ("SELECT FROM WHERE", "syntax", 1), ("SELECT 'open", "syntax", 1), ("SELECT (1", "syntax", 1),
     ("SELECT ?", "syntax", 1), ("(SELECT 1)", "syntax", 1),
     ("SELECT nope FROM Pet", "unknown_column", 1), ("SELECT p.nope FROM Pet p", "unknown_column", 1),
@@ -128,7 +128,7 @@ def test_status(db, sql, status, code):
     "ALTER TABLE Pet RENAME TO x",
     "PRAGMA query_only = 0", "PRAGMA writable_schema = 1", "ATTACH ':memory:' AS x",
     "VACUUM INTO '/tmp/x'", "BEGIN", "ROLLBACK", "ANALYZE",
-    "EXPLAIN SELECT 1", "VALUES (1)", "hello", "SELECTED", ";",
+    "EXPLAIN SELECT 1", "VALUES (1)", "hello", "SELECTED",
     "SELECT 1; DROP TABLE Pet", "SELECT nope; SELECT 1", "SELECT 1;;", "SELECT 1 -- x", "SELECT /* x */ 1", "SELECT @a",
     "SELECT 1\0", "SELECT '\ud800'", "\ufeffSELECT 1", "SELECT '" + "a" * 10_000 + "'",
     "SELECT name FROM sqlite_master", "SELECT sql FROM sqlite_schema", "SELECT stat FROM sqlite_stat1",

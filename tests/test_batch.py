@@ -1,0 +1,73 @@
+"""batch.py: groups → tensors, by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from minigrpo.batch import _parts, make_batch
+from minigrpo.config import GRPO
+from minigrpo.metrics import Clock
+from minigrpo.policy.lora import add_lora
+from minigrpo.policy.search import Completion
+from minigrpo.policy.weights import load_model
+from minigrpo.rollout import Group, Rollout
+from minigrpo.runtime import generator
+from minigrpo.task.database import Execution
+from minigrpo.task.questions import Question
+from minigrpo.task.reward import Reward
+
+from .test_update import SPREAD, make_groups
+
+
+@pytest.fixture
+def model(sql_model):
+    model = load_model(sql_model, dtype=torch.float32, device="cpu")
+    add_lora(model, rank=4, alpha=8.0, generator=generator(0, 0, "adapters"))
+    return model
+
+
+def test_the_batch_by_hand(model):
+    """Rewards (−100, 1101): A = ∓1, but for eps in σ + 1e-4; equal rewards: exactly 0. Masks are the lengths."""
+    groups = make_groups(SPREAD)
+    batch = make_batch(groups, model, GRPO(), temperature=1.0, clock=Clock())
+    part, = batch.parts
+    place = [part.prompts.length_Q.tolist().index(len(group.prompt_ids)) for group in groups]     # lengths differ: 8, 5, 4
+    assert sorted(place) == [0, 1, 2]
+    lengths = [[len(rollout.completion.ids) for rollout in group.rollouts] for group in groups]
+    assert part.mask_QKC.sum(dim=-1)[place].tolist() == lengths
+    assert part.ids_QKC[place[0], 1, :lengths[0][1]].tolist() == list(groups[0].rollouts[1].completion.ids)
+    torch.testing.assert_close(part.advantage_QK[place[0]], torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=0)
+    assert part.advantage_QK[place[1]].tolist() == [0.0, 0.0]
+
+
+def test_a_long_completion_pads_none_of_the_others():
+    """Trees of (prompt, longest completion) slots (5, 2), (5, 2), (6, 2) and (5, 40), K = 2: alone 9, 9, 10 and 85; the
+    first two together 2 · 9 = 18, the first three 3 · 10 = 30, all four 4 · (6 + 80) = 344."""
+    def group(prompt: int, completion: int) -> Group:
+        candidate = Rollout(Completion((1,) * completion, (0.0,) * completion, True), "", "", Execution("ok"), Reward(0.0, {}))
+        return Group(Question("t/0", "t", 0, "", "1", "d", "1"), (1,) * prompt, (candidate, candidate))
+
+    groups = [group(5, 40), group(5, 2), group(6, 2), group(5, 2)]
+    assert _parts(groups, 344) == [[1, 3, 2, 0]]
+    assert _parts(groups, 343) == _parts(groups, 30) == [[1, 3, 2], [0]]
+    assert _parts(groups, 29) == [[1, 3], [2], [0]]
+    assert _parts(groups, 1) == [[1], [3], [2], [0]]                # a group is never divided
+
+
+def test_a_part_is_checked_at_its_door(model):
+    part, = make_batch(make_groups(SPREAD), model, GRPO(), temperature=1.0, clock=Clock()).parts
+    with pytest.raises(ValueError, match=r"^ref_logp_BC: expected \[B, C\] with B=6, C=\d, got \[5, \d\]$"):
+        dataclasses.replace(part, ref_logp_BC=part.ref_logp_BC[:5])
+    with pytest.raises(ValueError, match="^old_logp_BC: expected"):
+        dataclasses.replace(part, old_logp_BC=part.ref_logp_BC[:5])
+    with pytest.raises(ValueError, match="^mask_QKC: expected a boolean tensor, got torch.float32$"):
+        dataclasses.replace(part, mask_QKC=part.mask_QKC.float())
+
+
+def test_old_log_probs_are_kept_only_for_a_second_update(model):
+    once, twice = (make_batch(make_groups(SPREAD), model, GRPO(updates_per_rollout=n), temperature=1.0, clock=Clock())
+                   for n in (1, 2))
+    assert once.parts[0].old_logp_BC is None
+    # at the start policy and reference are one, and the passes compute the same shapes: equal bits
+    assert twice.parts[0].old_logp_BC.equal(twice.parts[0].ref_logp_BC)
