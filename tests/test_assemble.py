@@ -72,7 +72,7 @@ def test_a_counterfactual_question_sees_its_own_values(config):
 @needs_mariadb
 def test_a_given_server_by_its_socket_and_a_login_it_refuses(config, monkeypatch):
     with judge_of(config("database.engine=mariadb")) as private:
-        socket = private.database._reader.socket
+        socket = private.database._readers["original"].socket
         given = ("database.engine=mariadb", f"database.socket={socket}")
         with judge_of(config(*given, "database.user=root")) as judge:
             assert judge.database.run("SELECT COUNT(*) FROM Athlete", "original").rows == \

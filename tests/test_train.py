@@ -285,7 +285,7 @@ def test_a_database_that_dies_ends_the_run_with_a_sentence_and_loses_nothing(tra
 
     def collect(questions, policy, judge, *args, **options):
         if (out / "metrics.jsonl").read_text().count('"reward"') == 3:
-            folders.append(Path(judge.database._reader.socket).parent)
+            folders.append(Path(judge.database._readers["original"].socket).parent)
             server, = [pid for pid, line in command_lines().items() if f"--socket={folders[0]}/socket" in line
                        and "minigrpo-keeper" not in line]
             os.kill(server, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """The contract of database.py on MariaDB, private or given: tables in, one untrusted query in, one Execution out.
 
 Knows the server and its error numbers; of questions, rewards and models it knows nothing. Four guards, each enough for
-most of what a model writes: the text must be one SELECT (`objection`); the account may only read what we loaded; the
+most of what a model writes: the text must be one SELECT (`objection`); the account may only read its database; the
 session has limits on time and memory, set anew for each query; rows and bytes are counted as they are read.
 """
 
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from queue import LifoQueue
 from threading import Lock
-from typing import Iterable, Mapping
+from typing import Mapping
 
 import pymysql
 from pymysql.cursors import Cursor, SSCursor
@@ -75,8 +75,7 @@ def open_private(databases: Mapping[str, Tables], *, time_limit: float = 0.25, m
     """
     with ExitStack() as undo:
         root = _Login(start_server(undo, _answers), "", 0, "root", "")
-        reader, names = _load(root, databases, "", [])
-        return MariaDB(reader, names, undo, time_limit, Caps(max_rows, max_bytes), connections)
+        return MariaDB(_load(root, databases, "", []), undo, time_limit, Caps(max_rows, max_bytes), connections)
 
 
 def open_server(databases: Mapping[str, Tables], *, host: str = "", port: int = 3306, socket: str = "", user: str,
@@ -85,7 +84,7 @@ def open_server(databases: Mapping[str, Tables], *, host: str = "", port: int = 
     """The same on a server that someone else runs, reached by ``host`` and ``port`` or by ``socket``.
 
     The account needs ``RIGHTS``. All that we make is named ``minigrpo_<random>_...``: one database for each of ours and
-    one account that may only read them, from this machine. ``close`` drops it all and says what it could not; a crash
+    an account for it that may read nothing else, from this machine. ``close`` drops it all and says what it could not; a crash
     leaves it behind, with no harm but the space. A query that the server's clock does not stop is cut off for us, not
     for the server, which works on it until it notices our KILL; packets are as large as that server allows.
     ``DatabaseError``: unreachable, refused, lacking a right.
@@ -94,19 +93,20 @@ def open_server(databases: Mapping[str, Tables], *, host: str = "", port: int = 
     with ExitStack() as undo:
         admin = _Login(socket, host, port, user, password)
         undo.callback(_drop, admin, undo_statements)
-        reader, names = _load(admin, databases, f"minigrpo_{secrets.token_hex(4)}_", undo_statements)
-        return MariaDB(reader, names, undo, time_limit, Caps(max_rows, max_bytes), connections)
+        readers = _load(admin, databases, f"minigrpo_{secrets.token_hex(4)}_", undo_statements)
+        return MariaDB(readers, undo, time_limit, Caps(max_rows, max_bytes), connections)
 
 
 @dataclass(frozen=True)
 class _Login:
-    """Where a server is (a socket, else host and port), and as whom to talk to it."""
+    """Where a server is (a socket, else host and port), as whom to talk to it, and about which database ("": none)."""
 
     socket: str
     host: str
     port: int
     user: str
     password: str = field(repr=False)
+    database: str = ""
 
     def __str__(self) -> str:
         return f"MariaDB at {self.socket or f'{self.host}:{self.port}'} as {self.user!r}"
@@ -119,54 +119,56 @@ class _Login:
 
 
 class MariaDB:
-    """Implements ``Database``. Connections are kept, one for each running query; what a query leaves on one is wiped."""
+    """Implements ``Database``. As many slots as queries may run at once; a slot keeps a connection for each database it
+    was asked for, as an account that can read no other, and what a query leaves on one is wiped."""
 
-    def __init__(self, reader: _Login, names: Mapping[str, str], undo: ExitStack, time_limit: float, caps: Caps,
+    def __init__(self, readers: Mapping[str, _Login], undo: ExitStack, time_limit: float, caps: Caps,
                  connections: int) -> None:
         if time_limit <= 0 or connections < 1:              # to the server, 0 seconds are no limit
             raise ValueError(f"expected time_limit > 0 and connections >= 1, got {time_limit} and {connections}")
         self._closed, self._closing = False, Lock()
-        self._reader, self._names = reader, names                           # our name of a database → the server's
+        self._readers = readers                                             # our name of a database → who reads it
         self._patience = time_limit + SECONDS_OF_GRACE
         self._session = "SET SESSION " + SESSION.format(time_limit)
         self._caps, self._connections = caps, connections
-        self._idle: LifoQueue[pymysql.Connection | None] = LifoQueue()      # None: to be opened when it is needed
+        self._slots: LifoQueue[dict[str, pymysql.Connection]] = LifoQueue()
         for _ in range(connections):
-            self._idle.put(None)
+            self._slots.put({})
         self._undo = undo.pop_all()                                         # from here on close() is responsible
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        """See ``Database.run``. Blocks while all connections are busy (not counted in ``seconds``)."""
-        if database_name not in self._names:
-            raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._names))}")
+        """See ``Database.run``. Blocks while all slots are busy (not counted in ``seconds``)."""
+        if database_name not in self._readers:
+            raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._readers))}")
         if sql is None or not sql.strip(BLANK):
             return Execution("no_sql")
         if reason := objection(sql, QUOTED):
             return Execution("refused", error=reason)
-        connection = self._idle.get()
+        reader, slot = self._readers[database_name], self._slots.get()
         try:
             for pause in PAUSES:
                 time.sleep(pause)
                 if self._closed:
                     raise DatabaseError("MariaDB is closed")
                 try:
-                    if connection is None or not connection.open:
-                        connection = self._reader.connect(self._patience)
-                    return self._attempt(connection, sql, self._names[database_name])
+                    if database_name not in slot or not slot[database_name].open:
+                        slot[database_name] = reader.connect(self._patience)
+                    return self._attempt(reader, slot[database_name], sql)
                 except pymysql.MySQLError as error:
                     failure = error
-            raise DatabaseError(f"{self._reader} failed {len(PAUSES)} times: {_message(failure)}") from failure
+            raise DatabaseError(f"{reader} failed {len(PAUSES)} times: {_message(failure)}") from failure
         finally:
-            self._idle.put(connection)
+            self._slots.put(slot)
 
     def close(self) -> None:
         """Wait for the queries that run, then undo all that opening did."""
         with self._closing, self._undo:             # which undoes, once, even if the waiting is interrupted
             if not self._closed:
                 self._closed = True
-                for connection in [self._idle.get() for _ in range(self._connections)]:
-                    _hang_up(connection)
-                    self._idle.put(None)            # whoever waits for a connection gets the error
+                for slot in [self._slots.get() for _ in range(self._connections)]:
+                    for connection in slot.values():
+                        _hang_up(connection)
+                    self._slots.put({})             # whoever waits for a slot gets the error
 
     def __enter__(self) -> "MariaDB":
         return self
@@ -174,19 +176,19 @@ class MariaDB:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _attempt(self, connection: pymysql.Connection, sql: str, database: str) -> Execution:
+    def _attempt(self, reader: _Login, connection: pymysql.Connection, sql: str) -> Execution:
         """One query on one connection; raises ``MySQLError`` if the server is at fault."""
         with ExitStack() as cut_short:
             cut_short.callback(_hang_up, connection)        # whatever goes wrong, nobody shall read the rest of it
             connection._execute_command(RESET_CONNECTION, b"")
             connection._read_ok_packet()
             connection.query(self._session)
-            connection.select_db(database)
-            execution = self._query(connection, sql)
+            connection.select_db(reader.database)
+            execution = self._query(reader, connection, sql)
             cut_short.pop_all()
         return execution
 
-    def _query(self, connection: pymysql.Connection, sql: str) -> Execution:
+    def _query(self, reader: _Login, connection: pymysql.Connection, sql: str) -> Execution:
         start = time.perf_counter()
         cursor = connection.cursor(SSCursor)                # unbuffered: rows arrive while they are counted
         try:
@@ -196,7 +198,7 @@ class MariaDB:
             if rows is None:
                 _hang_up(connection)                        # a result can only be read to its end or not at all
         except pymysql.MySQLError as error:
-            status = self._blame(error, connection)
+            status = self._blame(error, reader, connection)
             return Execution(status, (), (), error.args[0], _message(error), time.perf_counter() - start)
         finally:
             if not connection.open and cursor._result is not None:
@@ -206,19 +208,19 @@ class MariaDB:
             return Execution("too_large", error=str(self._caps), seconds=seconds)
         return Execution("ok", rows, columns, seconds=seconds)
 
-    def _blame(self, error: pymysql.MySQLError, connection: pymysql.Connection) -> Status:
+    def _blame(self, error: pymysql.MySQLError, reader: _Login, connection: pymysql.Connection) -> Status:
         """What kind of failure it was; raises the error again if the statement is not to blame."""
         code = error.args[0]
         if code == 2013 and isinstance(error.__context__, TimeoutError):    # our patience has ended, the query has not
-            self._kill(connection.thread_id())
+            self._kill(reader, connection.thread_id())
             return "timeout"
         if not isinstance(code, int) or code in BROKEN or code == 0 or 2000 <= code < 3000:
             raise error
         return STATUS.get(code, "other")
 
-    def _kill(self, thread: int) -> None:
-        """KILL it as the reader, who may always kill its own. A server that does not do even that is at fault."""
-        with self._reader.connect(self._patience) as connection:
+    def _kill(self, reader: _Login, thread: int) -> None:
+        """KILL it as its reader, who may always kill its own. A server that does not do even that is at fault."""
+        with reader.connect(self._patience) as connection:
             try:
                 connection.query(f"KILL {thread}")
             except pymysql.MySQLError as error:
@@ -230,8 +232,8 @@ def _message(error: pymysql.MySQLError) -> str:
     return str(error.args[-1])
 
 
-def _hang_up(connection: pymysql.Connection | None) -> None:
-    if connection is not None and connection.open:
+def _hang_up(connection: pymysql.Connection) -> None:
+    if connection.open:
         connection.close()
 
 
@@ -244,20 +246,20 @@ def _answers(socket: str) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------------- loading
-def _load(admin: _Login, databases: Mapping[str, Tables], prefix: str,
-          undo: list[str]) -> tuple[_Login, dict[str, str]]:
-    """Create databases and reader. Returns the reader and {our name: the server's}. ``undo``: what takes it back."""
-    names = {name: prefix + name for name in databases}
+def _load(admin: _Login, databases: Mapping[str, Tables], prefix: str, undo: list[str]) -> dict[str, _Login]:
+    """Create each database and its reader. Returns {our name of a database: its reader}. ``undo``: what takes it back."""
+    readers = {}
     try:
         with admin.connect() as connection, connection.cursor() as cursor:
             cursor.max_stmt_length = 50_000                 # our own server takes 64 KiB
             for name, tables in databases.items():
-                cursor.execute(f"CREATE DATABASE `{names[name]}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
-                undo.append(f"DROP DATABASE `{names[name]}`")
-                connection.select_db(names[name])
+                cursor.execute(f"CREATE DATABASE `{prefix + name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
+                undo.append(f"DROP DATABASE `{prefix + name}`")
+                connection.select_db(prefix + name)
                 for table in tables:
                     _load_table(cursor, table)
-            return _create_reader(cursor, admin, names.values(), prefix + "reader", undo), names
+                readers[name] = _create_reader(cursor, admin, prefix + name, f"{prefix}reader_{len(readers)}", undo)
+        return readers
     except pymysql.MySQLError as error:
         needs = f" (the account needs {RIGHTS})" if STATUS.get(error.args[0]) == "refused" else ""
         raise DatabaseError(f"{admin} does not load the tables: {_message(error)}{needs}") from error
@@ -270,15 +272,15 @@ def _load_table(cursor: Cursor, table: Table) -> None:
     cursor.execute(f"ANALYZE TABLE {table.name}")           # else plans, and the order of ties, change later
 
 
-def _create_reader(cursor: Cursor, admin: _Login, names: Iterable[str], user: str, undo: list[str]) -> _Login:
+def _create_reader(cursor: Cursor, admin: _Login, database: str, user: str, undo: list[str]) -> _Login:
+    """An account that may read this database and nothing else."""
     cursor.execute("SELECT SUBSTRING_INDEX(USER(), '@', -1)")
     host = cursor.fetchone()[0]                             # us, as the server sees us
-    reader = replace(admin, user=user, password=secrets.token_urlsafe(24))
+    reader = replace(admin, user=user, password=secrets.token_urlsafe(24), database=database)
     cursor.execute(f"CREATE USER `{user}`@`{host}` IDENTIFIED BY %s", (reader.password,))
     undo.append(f"DROP USER `{user}`@`{host}`")
-    for name in names:
-        pattern = name.replace("_", r"\_")                  # in a GRANT, _ is any character
-        cursor.execute(f"GRANT SELECT ON `{pattern}`.* TO `{user}`@`{host}`")
+    pattern = database.replace("_", r"\_")                  # in a GRANT, _ is any character
+    cursor.execute(f"GRANT SELECT ON `{pattern}`.* TO `{user}`@`{host}`")
     reader.connect().close()                                # better now than at the first query
     return reader
 

@@ -48,8 +48,12 @@ def rows(database: MariaDB, sql: str) -> tuple[tuple[object, ...], ...]:
     return execution.rows
 
 
+def reader_of(database: MariaDB, name: str = "") -> object:
+    return database._readers[name or next(iter(database._readers))]
+
+
 def folder(database: MariaDB) -> Path:
-    return Path(database._reader.socket).parent
+    return Path(reader_of(database).socket).parent
 
 
 def processes(word: str) -> list[int]:
@@ -160,9 +164,17 @@ def test_nothing_but_one_select_and_nothing_but_our_data(database: MariaDB, sql:
     assert not Path("/tmp/minigrpo-outfile").exists()
 
 
+def test_a_query_reads_its_own_database_and_no_other(database: MariaDB) -> None:
+    """By qualified name too: a question on one database must not be answered from another."""
+    assert database.run("SELECT * FROM Secret", "other_games").rows == ((7,),)
+    assert database.run("SELECT * FROM other_games.Secret", "games").status == "refused"
+    assert database.run("SELECT * FROM games.Athlete", "other_games").status == "refused"
+    assert database.run("SELECT * FROM games.Athlete", "games").ok
+
+
 def test_the_account_alone_would_stop_a_write(database: MariaDB) -> None:
     """The text is one guard, the account another: past the first, each of these still fails and changes nothing."""
-    with database._reader.connect() as connection, connection.cursor() as cursor:
+    with reader_of(database).connect() as connection, connection.cursor() as cursor:
         for sql in ("INSERT INTO games.Athlete VALUES (3, 'x')", "DROP TABLE games.Medal", "CREATE DATABASE x", "SET GLOBAL read_only = 0",
                     "CREATE TEMPORARY TABLE games.x (a INT)", "SHUTDOWN", "SELECT * FROM mysql.user", "CREATE USER x"):
             with pytest.raises(pymysql.MySQLError) as caught:
@@ -178,7 +190,8 @@ def test_an_underscore_in_a_name_is_an_underscore(database: MariaDB) -> None:
     with administrator(database) as cursor:
         cursor.execute("CREATE DATABASE otherXgames")
         assert database.run("SELECT * FROM otherXgames.Secret", "games").status == "refused"
-        assert database.run("SELECT * FROM other_games.Secret", "games").ok
+        assert database.run("SELECT * FROM otherXgames.Secret", "other_games").status == "refused"
+        assert database.run("SELECT * FROM Secret", "other_games").ok
         cursor.execute("DROP DATABASE otherXgames")
 
 
@@ -279,7 +292,7 @@ CHILD = """
 import os, sys, time
 from minigrpo.task.mariadb import open_private
 database = open_private({"empty": ()})
-print(database._reader.socket, flush=True)
+print(database._readers["empty"].socket, flush=True)
 if sys.argv[1] == "raise":
     raise SystemError("crash")
 if sys.argv[1] == "fork":                   # the grandchild holds our end of the pipe, and is no reason to wait
@@ -324,7 +337,7 @@ def test_a_lost_connection_is_replaced() -> None:
     """Kill the one connection as its own account may: the next query notices, connects again, and is right."""
     with open_private(DATABASES, connections=1) as database:
         (thread,), = rows(database, "SELECT CONNECTION_ID()")
-        database._kill(thread)
+        database._kill(reader_of(database), thread)
         assert rows(database, "SELECT 2") == ((2,),)
 
 
@@ -334,7 +347,7 @@ PASSWORD = "sésame-'§\\"
 
 @contextmanager
 def administrator(database: MariaDB) -> Iterator[pymysql.cursors.Cursor]:
-    with replace(database._reader, user="root", password="").connect() as connection, connection.cursor() as cursor:
+    with replace(reader_of(database), user="root", password="", database="").connect() as connection, connection.cursor() as cursor:
         yield cursor
 
 
@@ -353,7 +366,7 @@ def account(database: MariaDB, *rights: str) -> Iterator[dict[str, str]]:
         for right in rights:
             cursor.execute("GRANT " + right)
         try:
-            yield {"socket": database._reader.socket, "user": "helper", "password": PASSWORD}
+            yield {"socket": reader_of(database).socket, "user": "helper", "password": PASSWORD}
         finally:
             cursor.execute("DROP USER helper@localhost")
             cursor.execute("SET GLOBAL read_only = 1")
@@ -367,7 +380,7 @@ USERS = "CREATE USER ON *.* TO helper@localhost"
 def test_a_given_server_serves_the_same_and_keeps_nothing(database: MariaDB) -> None:
     with account(database, GRANTABLE, USERS) as login, administrator(database) as cursor:
         with open_server(DATABASES, **login) as given:
-            assert len(made_by_us(cursor)) == 3                 # two databases and the reader
+            assert len(made_by_us(cursor)) == 4                 # two databases, each with its reader
             for sql in ("SELECT * FROM Medal", "SELECT nothing", "SELECT SLEEP(5)", CROSS_JOIN, "DELETE FROM Medal"):
                 assert replace(given.run(sql, "games"), seconds=0) == replace(database.run(sql, "games"), seconds=0)
             assert given.run("SELECT * FROM games.Medal", "games").status == "refused"      # what was there before us
@@ -388,10 +401,11 @@ def test_what_cannot_be_dropped_is_named(database: MariaDB) -> None:
     with account(database, GRANTABLE, USERS) as login, administrator(database) as cursor:
         given = open_server(DATABASES, **login)
         cursor.execute("REVOKE CREATE USER ON *.* FROM helper@localhost")
-        with pytest.raises(DatabaseError, match="left behind, to be run by hand: DROP USER `minigrpo_[0-9a-f]{8}_reader`@`localhost`$"):
+        todo = "; ".join(f"DROP USER `minigrpo_[0-9a-f]{{8}}_reader_{i}`@`localhost`" for i in (1, 0))
+        with pytest.raises(DatabaseError, match=f"left behind, to be run by hand: {todo}$"):
             given.close()
-        (reader,), = made_by_us(cursor)                         # the databases are gone all the same
-        cursor.execute(f"DROP USER {reader}@localhost")
+        (one,), (two,) = made_by_us(cursor)                     # the databases are gone all the same
+        cursor.execute(f"DROP USER {one}@localhost, {two}@localhost")
 
 
 @pytest.mark.parametrize("change, complaint", [
