@@ -5,17 +5,15 @@ Writes DIR/rows.jsonl, one question a line, and DIR/summary.json; prints the sum
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
-from minigrpo.assemble import check_prompts_fit, open_judge, start_policy
+from minigrpo.assemble import check_prompts_fit, exit_status, open_judge, start_policy
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, read_predictions, summarise
 from minigrpo.metrics import say, table
-from minigrpo.runtime import exit_on_sigterm, use_threads
-from minigrpo.task.database import DatabaseError
+from minigrpo.runtime import use_threads
 from minigrpo.task.questions import Question
 from minigrpo.task.temptabqa import load_questions
 
@@ -63,6 +61,25 @@ def write(out: Path, rows: Iterable[Row], splits: Splits) -> None:
     say(f"written: {out / 'rows.jsonl'}, {out / 'summary.json'}")
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """What the command line asks for; what is cheap to refuse is looked at before anything large is loaded."""
+    adapter = [f"model.adapter={json.dumps(args.adapter, ensure_ascii=False)}"] if args.adapter else []
+    cfg = load_config(args.config, args.set + adapter)
+    if not args.predictions:
+        require(cfg, "model.path")
+    if not args.out:
+        require(cfg, "run.out")
+    sqls = read_predictions(args.predictions) if args.predictions else {}
+    default = dict.fromkeys(split for split, _ in sqls) or [cfg.evaluation.split]
+    names = args.split.split(",") if args.split else default
+    splits = {name: load_questions(cfg.task.path, name) for name in names}
+    out = args.out or Path(cfg.run.out) / "eval"
+    out.mkdir(parents=True, exist_ok=True)                  # better now than when all is computed
+    rows = evaluate_file(cfg, splits, sqls) if args.predictions else evaluate_model(cfg, splits)
+    write(out, rows, splits)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Evaluate a policy, or a file of SQL.")
     parser.add_argument("config", help="a TOML file, see configs/")
@@ -73,28 +90,7 @@ def main() -> int:
     source.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
     parser.add_argument("--out", type=Path, help="folder for the results; default <run.out>/eval")
     args = parser.parse_args()
-    exit_on_sigterm()
-    try:
-        adapter = [f"model.adapter={json.dumps(args.adapter, ensure_ascii=False)}"] if args.adapter else []
-        cfg = load_config(args.config, args.set + adapter)
-        if not args.predictions:
-            require(cfg, "model.path")
-        if not args.out:
-            require(cfg, "run.out")
-        sqls = read_predictions(args.predictions) if args.predictions else {}
-        default = dict.fromkeys(split for split, _ in sqls) or [cfg.evaluation.split]
-        names = args.split.split(",") if args.split else default
-        splits = {name: load_questions(cfg.task.path, name) for name in names}
-        out = args.out or Path(cfg.run.out) / "eval"
-        out.mkdir(parents=True, exist_ok=True)                  # better now than when all is computed
-        rows = evaluate_file(cfg, splits, sqls) if args.predictions else evaluate_model(cfg, splits)
-        write(out, rows, splits)
-        return 0
-    except (ValueError, OSError, DatabaseError) as error:
-        print(f"eval.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return exit_status("eval.py", lambda: evaluate(args))
 
 
 if __name__ == "__main__":

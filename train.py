@@ -1,19 +1,17 @@
 """Train: python train.py CONFIG [--set section.key=value ...] [--resume]"""
 
 import argparse
-import signal
 import sys
 from functools import partial
 
-from minigrpo.assemble import adapter_facts, check_prompts_fit, open_judge, start_policy
+from minigrpo.assemble import adapter_facts, check_prompts_fit, exit_status, open_judge, start_policy
 from minigrpo.batch import make_batch
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import evaluate_policy, summarise
 from minigrpo.metrics import Clock, average
 from minigrpo.rollout import collect
 from minigrpo.run import Run, check_folder
-from minigrpo.runtime import exit_on_sigterm, generator, settle, use_threads
-from minigrpo.task.database import DatabaseError
+from minigrpo.runtime import generator, settle, use_threads
 from minigrpo.task.questions import QuestionStream
 from minigrpo.task.temptabqa import load_questions
 from minigrpo.update import make_optimizer, update
@@ -60,14 +58,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override a key")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run.out")
     args = parser.parse_args()
-    exit_on_sigterm()
-    try:
-        return train(load_config(args.config, args.set), resume=args.resume)
-    except (ValueError, OSError, DatabaseError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return exit_status("train.py", lambda: train(load_config(args.config, args.set), resume=args.resume))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Config sections → the parts they describe: questions, database, judge, start policy. The recipes begin here."""
+"""Config sections → the parts they describe: questions, database, judge, start policy. The recipes begin and end here."""
 
 import os
+import signal
+import sys
 from functools import cache
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 from minigrpo import config
 from minigrpo.policy.lora import add_lora, freeze_reference
 from minigrpo.policy.weights import Policy, adapter_config, load_adapter, load_policy
 from minigrpo.rollout import Judge
-from minigrpo.runtime import choose_device, choose_dtype, generator
+from minigrpo.runtime import choose_device, choose_dtype, exit_on_sigterm, generator
 from minigrpo.task import mariadb, sqlite, temptabqa
-from minigrpo.task.database import Database, MockDatabase, Tables
+from minigrpo.task.database import Database, DatabaseError, MockDatabase, Tables
 from minigrpo.task.prompt import render_prompt, schema_text
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import make_reward
@@ -73,3 +75,16 @@ def check_prompts_fit(policy: Policy, judge: Judge, questions: Sequence[Question
             raise ValueError(f"the prompt of {question.id} has {length} tokens; with generation.max_new_tokens = "
                              f"{max_new_tokens} that is more than the model's context of {limit}: lower it, or "
                              f"task.samples")
+
+
+def exit_status(program: str, recipe: Callable[[], int]) -> int:
+    """Run a recipe. What is the user's to mend, or the database's, is one sentence on stderr and status 1, not a traceback;
+    Ctrl-C is 130 and SIGTERM 143."""
+    exit_on_sigterm()
+    try:
+        return recipe()
+    except (ValueError, OSError, DatabaseError) as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT

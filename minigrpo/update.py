@@ -1,5 +1,7 @@
 """One optimiser step on one batch: forward, loss, backward, clip, step. Knows no text and no database."""
 
+import math
+
 import torch
 
 from minigrpo import config
@@ -25,7 +27,7 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
     what the search saw with what scoring sees.
     """
     total = sum(normaliser(part.mask_BC, mode=grpo.aggregation, length=length) for part in batch.parts)
-    tokens = sum(part.mask_BC.sum() for part in batch.parts)
+    tokens = sum(part.mask_BC.sum() for part in batch.parts).clamp(min=1)
     sums = dict.fromkeys(("loss", "objective", "kl", "ratio_drift", "clip_ratio"), 0.0)
     gaps = []
     with clock("update"):
@@ -37,7 +39,7 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
                 clip_low=grpo.clip_low, clip_high=grpo.clip_high, kl_coef=grpo.kl_coef, kl_estimator=grpo.kl_estimator,
                 aggregation=grpo.aggregation, length=length, total=total)
             loss.backward()
-            share = part.mask_BC.sum() / tokens.clamp(min=1)                     # of the batch's tokens, for the means over tokens
+            share = part.mask_BC.sum() / tokens                     # of the batch's tokens, for the means over tokens
             weighted = {name: metrics[name] * share for name in ("ratio_drift", "clip_ratio")}
             for name, value in {"loss": loss.detach(), **metrics, **weighted}.items():
                 sums[name] = sums[name] + value
@@ -45,12 +47,12 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
         gap_T = torch.cat([*gaps, torch.zeros(1, device=model.device)])         # the zero: a batch without a token has no gap
         report = {name: value.item() for name, value in sums.items()}
         return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(model, optimizer, grpo.max_grad_norm),
-                "logp_gap_mean": (gap_T.sum() / tokens.clamp(min=1)).item(), "logp_gap_max": gap_T.max().item()}
+                "logp_gap_mean": (gap_T.sum() / tokens).item(), "logp_gap_max": gap_T.max().item()}
 
 
 def _step(model: CausalLM, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:
     norm = torch.nn.utils.clip_grad_norm_(adapter_parameters(model).values(), max_grad_norm).item()
-    finite = norm == norm and abs(norm) != float("inf")
+    finite = math.isfinite(norm)
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

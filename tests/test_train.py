@@ -22,6 +22,8 @@ from minigrpo.config import load_config
 from minigrpo.policy.weights import load_model, load_tensors, save_tensors
 from minigrpo.run import checkpoints
 
+from .processes import command_lines
+
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests/data/temptabqa_mini"
 PROMISED = ["reward", "reward_std", "kl", "clip_ratio", "grad_norm", "frac_reward_zero_std", "completions/mean_length",
@@ -79,16 +81,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()
-
-
-def command_lines() -> dict[int, str]:
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found[int(path.parent.name)] = path.read_bytes().decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            pass                                            # it ended while we looked
-    return found
 
 
 # --------------------------------------------------------------------------------------------------------- one whole run

@@ -144,15 +144,16 @@ def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, obj
 
 
 # ------------------------------------------------------------------------------------------------------------ adapters
-PEFT_PREFIX = "base_model.model."
+def _peft_parameters(model: CausalLM) -> dict[str, torch.nn.Parameter]:
+    """The adapters' parameters by the names that peft gives them."""
+    return {f"base_model.model.{name}.weight": parameter for name, parameter in adapter_parameters(model).items()}
 
 
 def save_adapter(model: CausalLM, folder: Path, *, base: str, rank: int, alpha: float, targets: tuple[str, ...],
                  rank_stabilised: bool) -> None:
     """Write the adapters in peft's layout: adapter_model.safetensors and adapter_config.json, for the named ``base``."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "adapter_model.safetensors",
-                 {f"{PEFT_PREFIX}{name}.weight": parameter for name, parameter in adapter_parameters(model).items()})
+    save_tensors(folder / "adapter_model.safetensors", _peft_parameters(model))
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
               "lora_alpha": alpha, "lora_dropout": 0.0, "use_rslora": rank_stabilised, "bias": "none",
               "target_modules": list(targets), "fan_in_fan_out": False, "inference_mode": True}
@@ -164,7 +165,7 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
 
     Raises ``ValueError`` that names missing, extra or misshapen tensors.
     """
-    parameters = {f"{PEFT_PREFIX}{name}.weight": parameter for name, parameter in adapter_parameters(model).items()}
+    parameters = _peft_parameters(model)
     tensors = load_tensors(folder / "adapter_model.safetensors")
     _same_names(f"{folder}: the adapter's tensors", parameters, tensors)
     for name, parameter in parameters.items():

@@ -17,9 +17,9 @@ from typing import Mapping
 import pymysql
 from pymysql.cursors import Cursor, SSCursor
 
-from .database import DatabaseError, Execution, Status, Table, Tables, create_table
-from .guard import BLANK, Caps, objection
-from .mariadbd import start_server
+from minigrpo.task.database import DatabaseError, Execution, Status, Table, Tables, create_table
+from minigrpo.task.guard import BLANK, Caps, objection
+from minigrpo.task.mariadbd import start_server
 
 SECONDS_OF_GRACE = 2.0          # beyond the time limit, for a query that the server's own clock does not stop
 PAUSES = (0.0, 0.1, 0.3, 1.0)   # seconds before each attempt to reach the server

@@ -15,7 +15,7 @@ from pathlib import Path
 from select import select
 from typing import Callable
 
-from .database import DatabaseError
+from minigrpo.task.database import DatabaseError
 
 SECONDS_TO_START = 30.0         # 1 is usual
 

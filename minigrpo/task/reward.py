@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Callable, Mapping
 
-from .answer import Score, render_answer, score_answer
-from .database import Execution
-from .questions import Question
+from minigrpo.task.answer import Score, render_answer, score_answer
+from minigrpo.task.database import Execution
+from minigrpo.task.questions import Question
 
 PRESETS: dict[str, dict[str, float]] = {
     "paper":  {"error": -100.0, "runs": 1.0, "rems": 100.0, "ems": 1000.0},

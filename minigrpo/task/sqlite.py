@@ -22,8 +22,8 @@ from queue import LifoQueue
 from threading import Lock
 from typing import Callable, Mapping
 
-from .database import DatabaseError, Execution, Status, Tables, create_table
-from .guard import BLANK, MAX_SQL, Caps, objection
+from minigrpo.task.database import DatabaseError, Execution, Status, Tables, create_table
+from minigrpo.task.guard import BLANK, MAX_SQL, Caps, objection
 
 CELL_BYTES = 32_768         # of one value or one stored row: what a C function can be given
 MAX_CALLS = 100             # of functions and LIKEs in a statement

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Iterable, Iterator
 
-from .database import Column, Table
-from .questions import Question
+from minigrpo.task.database import Column, Table
+from minigrpo.task.questions import Question
 
 ADDRESS = "https://github.com/CoRAL-ASU/TEMPTABQA-C"
 SPLITS = {

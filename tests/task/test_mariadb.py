@@ -19,6 +19,8 @@ from minigrpo.task.database import STATUSES, Column, DatabaseError, Table, run_a
 from minigrpo.task.guard import objection
 from minigrpo.task.mariadb import QUOTED, MariaDB, open_private, open_server
 
+from ..processes import command_lines
+
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
@@ -58,14 +60,7 @@ def folder(database: MariaDB) -> Path:
 
 def processes(word: str) -> list[int]:
     """The processes with this word in their command line: the keeper and its server, by the name of their folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if word.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            pass                                        # it ended while we looked
-    return found
+    return [pid for pid, line in command_lines().items() if word in line]
 
 
 def keepers() -> list[int]:

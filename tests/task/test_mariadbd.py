@@ -12,6 +12,8 @@ import pytest
 from minigrpo.task.database import DatabaseError
 from minigrpo.task.mariadbd import start_server
 
+from ..processes import command_lines
+
 needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
                                    reason="no mariadbd on the PATH: apt-get install mariadb-server")
 
@@ -27,14 +29,8 @@ def answers(path: str) -> bool:
             return False
 
 
-def servers(folder: Path) -> list[bytes]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes())
-        except (FileNotFoundError, ProcessLookupError):
-            continue                                    # it ended while we looked
-    return [line for line in found if str(folder).encode() in line]
+def servers(folder: Path) -> list[str]:
+    return [line for line in command_lines().values() if str(folder) in line]
 
 
 @needs_mariadb
@@ -46,7 +42,7 @@ def test_it_is_there_for_us_alone_and_gone_with_its_files():
         assert first != second and answers(str(first)) and answers(str(second))
         assert stat.S_IMODE(first.parent.stat().st_mode) == 0o700
         commands = servers(first.parent)
-        assert len(commands) == 2 and all(b"--skip-networking" in line for line in commands)     # the keeper, the server
+        assert len(commands) == 2 and all("--skip-networking" in line for line in commands)     # the keeper, the server
     for path in (first, second):
         assert not path.parent.exists() and not servers(path.parent)
 
