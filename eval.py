@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
-from minigrpo.assemble import check_prompts_fit, exit_status, open_judge, start_policy
+from minigrpo.assemble import exit_status, load_split, open_judge
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, read_predictions, summarise
 from minigrpo.metrics import say, table
 from minigrpo.runtime import use_threads
+from minigrpo.start import check_prompts_fit, load_start
 from minigrpo.task.questions import Question
-from minigrpo.task.temptabqa import load_questions
 
 Splits = dict[str, list[Question]]
 
@@ -25,7 +25,7 @@ def evaluate_model(cfg: Config, splits: Splits) -> Iterator[Row]:
     use_threads(cfg.run.threads)
     questions = [question for members in splits.values() for question in members]
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        policy = start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
+        policy = load_start(cfg)
         check_prompts_fit(policy, judge, questions, cfg.generation.max_new_tokens)
         yield from evaluate_policy(questions, policy, judge, cfg.generation, cfg.evaluation.batch)
 
@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sqls = read_predictions(args.predictions) if args.predictions else {}
     default = dict.fromkeys(split for split, _ in sqls) or [cfg.evaluation.split]
     names = args.split.split(",") if args.split else default
-    splits = {name: load_questions(cfg.task.path, name) for name in names}
+    splits = {name: load_split(cfg.task, name) for name in names}
     out = args.out or Path(cfg.run.out) / "eval"
     out.mkdir(parents=True, exist_ok=True)                  # better now than when all is computed
     rows = evaluate_file(cfg, splits, sqls) if args.predictions else evaluate_model(cfg, splits)

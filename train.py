@@ -4,16 +4,17 @@ import argparse
 import sys
 from functools import partial
 
-from minigrpo.assemble import adapter_facts, check_prompts_fit, exit_status, open_judge, start_policy
+from minigrpo.assemble import exit_status, load_split, open_judge
 from minigrpo.batch import make_batch
 from minigrpo.config import Config, load_config, require
-from minigrpo.evaluate import evaluate_policy, summarise
+from minigrpo.evaluate import evaluate_policy, report_splits, show_report, summarise
 from minigrpo.metrics import Clock, average
+from minigrpo.policy.lora import reference
 from minigrpo.rollout import collect
-from minigrpo.run import Run, check_folder
+from minigrpo.run import Run, check_folder, open_folder
 from minigrpo.runtime import generator, settle, use_threads
-from minigrpo.task.questions import QuestionStream
-from minigrpo.task.temptabqa import load_questions
+from minigrpo.start import adapter_facts, base_path, check_prompts_fit, check_start, load_start, make_start
+from minigrpo.task.questions import QuestionStream, shuffle_answers
 from minigrpo.update import make_optimizer, update
 
 
@@ -22,24 +23,32 @@ def train(cfg: Config, *, resume: bool = False) -> int:
     require(cfg, "model.path", "run.out")
     use_threads(cfg.run.threads)
     check_folder(cfg, resume=resume)
-    questions = QuestionStream(load_questions(cfg.task.path, cfg.task.split), cfg.grpo.questions, cfg.run.seed)
+    known = load_split(cfg.task, cfg.task.split, cfg.warmup.source)
+    check_start(cfg, known)
+    answered = shuffle_answers(known, cfg.run.seed) if cfg.task.shuffle_answers else known
+    questions = QuestionStream(answered, cfg.grpo.questions, cfg.run.seed)
     split = cfg.evaluation.split
-    dev = load_questions(cfg.task.path, split)
+    dev = load_split(cfg.task, split)
     asked = dev[:cfg.evaluation.questions or len(dev)]
+    splits = {name: load_split(cfg.task, name) for name in cfg.evaluation.report}
 
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        policy = start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge, open_folder(cfg, resume=resume):
+        make_start(cfg, judge, known, asked)
+        policy = load_start(cfg)
         model, optimizer = policy.model, make_optimizer(policy.model, cfg.grpo)
         temperature = cfg.generation.temperature if cfg.generation.method == "sample" else 1.0
-        facts = {"base": cfg.model.path, **adapter_facts(cfg.model, cfg.lora)}
-        check_prompts_fit(policy, judge, [*questions.questions, *asked], cfg.generation.max_new_tokens)
+        check_prompts_fit(policy, judge, [*known, *asked, *sum(splits.values(), [])], cfg.generation.max_new_tokens)
+        report = partial(report_splits, splits, known, policy, judge, cfg.generation, cfg.evaluation.batch)
 
-        with Run(cfg, policy, optimizer, facts, resume=resume) as run:
+        with Run(cfg.run, policy, optimizer, {"base": base_path(cfg), **adapter_facts(cfg)}) as run:
             def evaluate_if_due() -> None:
                 if run.evaluation_due():
                     rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
                     run.record_evaluation(split, summarise(rows, {split: len(dev)})[split])
 
+            if splits:
+                with reference(model):
+                    run.report("before", report)
             evaluate_if_due()                           # on resuming: the one that the run was stopped in
             for step in run.steps():
                 clock, draws = Clock(partial(settle, model.device)), generator(cfg.run.seed, step, "sample", model.device)
@@ -49,6 +58,8 @@ def train(cfg: Config, *, resume: bool = False) -> int:
                            for _ in range(cfg.grpo.updates_per_rollout)]
                 run.record(step, groups, average(reports), clock)
                 evaluate_if_due()
+            record = run.report("after", report) if splits and not run.signal else {}
+    show_report(record)
     return 128 + run.signal if run.signal else 0
 
 
@@ -56,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a policy by GRPO.")
     parser.add_argument("config", help="a TOML file, see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override a key")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run.out")
+    parser.add_argument("--resume", action="store_true", help="go on from where run.out was left")
     args = parser.parse_args()
     return exit_status("train.py", lambda: train(load_config(args.config, args.set), resume=args.resume))
 

@@ -12,7 +12,7 @@ from minigrpo.metrics import Clock
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.tree import Prompts, pad_prompts
+from minigrpo.policy.tree import Prompts, pad_completions, pad_prompts
 from minigrpo.rollout import Group
 from minigrpo.shapes import check, check_boolean
 
@@ -63,19 +63,20 @@ def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, t
     reward_QK = torch.tensor([[rollout.reward.total for rollout in group.rollouts] for group in groups],
                              dtype=torch.float64)
     advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(torch.float32)
+    sizes = [(len(group.prompt_ids), max(len(rollout.completion.ids) for rollout in group.rollouts)) for group in groups]
     return Batch(tuple(_make_part([groups[q] for q in chosen], advantage_QK[chosen].to(model.device), model,
                                   keep_old=grpo.updates_per_rollout > 1, temperature=temperature, clock=clock)
-                       for chosen in _parts(groups, grpo.micro_batch_tokens)), temperature)
+                       for chosen in pack(sizes, len(groups[0].rollouts), grpo.micro_batch_tokens)), temperature)
 
 
-def _parts(groups: Sequence[Group], budget: int) -> list[list[int]]:
-    """Places of the groups, from small trees to large ones, cut where padded slots would exceed the budget."""
-    sizes = [(len(group.prompt_ids), max(len(rollout.completion.ids) for rollout in group.rollouts)) for group in groups]
+def pack(sizes: Sequence[tuple[int, int]], branches: int, budget: int) -> list[list[int]]:
+    """Places of trees of (prompt, longest completion) tokens with K = ``branches``, from small ones to large ones, cut where
+    padded slots would exceed the budget; one tree is never cut."""
     parts: list[list[int]] = []
-    for q in sorted(range(len(groups)), key=lambda q: sum(sizes[q])):
+    for q in sorted(range(len(sizes)), key=lambda q: sum(sizes[q])):
         together = [*parts[-1], q] if parts else [q]
         longest_P, longest_C = (max(sizes[i][side] for i in together) for side in (0, 1))
-        if parts and len(together) * (longest_P + len(groups[q].rollouts) * longest_C) <= budget:
+        if parts and len(together) * (longest_P + branches * longest_C) <= budget:
             parts[-1] = together
         else:
             parts.append([q])
@@ -84,18 +85,13 @@ def _parts(groups: Sequence[Group], budget: int) -> list[list[int]]:
 
 def _make_part(groups: Sequence[Group], advantage_QK: Tensor, model: CausalLM, *, keep_old: bool, temperature: float,
                clock: Clock) -> Part:
-    completions = [[rollout.completion for rollout in group.rollouts] for group in groups]
-    length_QK = torch.tensor([[len(completion.ids) for completion in group] for group in completions])
-    depth = int(length_QK.max())
-
-    def padded(field: str, dtype: torch.dtype) -> Tensor:
-        rows = [[[*getattr(completion, field), *[0] * (depth - len(completion.ids))] for completion in group]
-                for group in completions]
-        return torch.tensor(rows, dtype=dtype).to(model.device)
-
     prompts = pad_prompts([group.prompt_ids for group in groups], device=model.device)
-    ids_QKC, generation_logp_QKC = padded("ids", torch.long), padded("logprobs", torch.float32)
-    mask_QKC = (torch.arange(depth) < length_QK[:, :, None]).to(model.device)
+    completions = [[rollout.completion for rollout in group.rollouts] for group in groups]
+    ids_QKC, mask_QKC = pad_completions([[completion.ids for completion in group] for group in completions],
+                                        device=model.device)
+    seen = [logprob for group in completions for completion in group for logprob in completion.logprobs]
+    generation_logp_QKC = torch.zeros(mask_QKC.shape, device=model.device)
+    generation_logp_QKC[mask_QKC] = torch.tensor(seen, device=model.device)
 
     @torch.no_grad()
     def scored() -> Tensor:

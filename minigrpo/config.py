@@ -6,13 +6,14 @@ of a wrong type or out of range is one sentence: file, key, what was expected, w
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import operator
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Sequence, get_args
+from typing import Any, Iterator, Mapping, Sequence, get_args
 
 PASSWORD_VARIABLE = "MINIGRPO_DB_PASSWORD"      # secrets come from the environment, never from a file
 
@@ -25,11 +26,14 @@ def key(default: Any, doc: str, *, low: float | None = None, above: float | None
 
 @dataclass(frozen=True)
 class Task:
-    kind: str = key("temptabqa", "which benchmark", choices=("temptabqa",))
-    path: str = key("data/TEMPTABQA-C", "folder with the benchmark as published")
+    kind: str = key("temptabqa", "the benchmark, or athletes made up on the spot in its schema",
+                    choices=("temptabqa", "athletes"))
+    path: str = key("data/TEMPTABQA-C", "folder with the benchmark as published; athletes need none")
     split: str = key("train", "split to train on")
-    template: str = key("plain", "how a question and a schema become a prompt", choices=("plain", "sqlcoder"))
+    template: str = key("plain", "how a question and a schema become a prompt", choices=("plain", "compact", "sqlcoder"))
     samples: int = key(3, "sample values shown for each column of the schema", low=0)
+    shuffle_answers: bool = key(False, "a control: the training answers are dealt out anew among the questions, so that "
+                                       "nothing can be learned from them")
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,39 @@ class Database:
 
 
 @dataclass(frozen=True)
+class NewModel:
+    vocabulary: int = key(1000, "ids of its byte-level BPE, trained on the task's questions and gold SQL", low=257)
+    layers: int = key(2, "of its decoder, a Llama", low=1)
+    width: int = key(96, "D", low=1)
+    heads: int = key(4, "N; the head size is D / N", low=1)
+    mlp_width: int = key(256, "of the feed-forward layers", low=1)
+    max_positions: int = key(512, "its context in tokens", low=1)
+
+
+@dataclass(frozen=True)
 class Model:
-    path: str = key("", "a Hugging Face model folder, or a hub id")
+    path: str = key("", "a Hugging Face model folder, a hub id, or \"new\": a small model of [model.new] that knows nothing")
     dtype: str = key("auto", "of the base weights; auto: bfloat16 on CUDA, float32 on the CPU",
                      choices=("auto", "float32", "bfloat16"))
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     adapter: str = key("", "an adapter in peft's layout to start from: the reference policy; its own rank, alpha "
                            "and targets are used, not those of [lora]")
+    new: NewModel = field(default=NewModel())
+
+
+@dataclass(frozen=True)
+class Warmup:
+    source: str = key("", "gold SQL that the model is shown before GRPO: a JSONL file of {split, index, sql, answerable}, or "
+                          "\"athletes\": the generator's own; empty: no warm-up")
+    method: str = key("full", "full: all weights move, and the result becomes the base; lora: an adapter, which becomes the "
+                              "reference", choices=("full", "lora"))
+    examples: int = key(1000, "questions with gold SQL, drawn from task.split", low=1)
+    epochs: int = key(3, "passes over them", low=1)
+    batch: int = key(16, "examples a step", low=1)
+    learning_rate: float = key(5e-5, "of AdamW at its highest; it rises over the first 20 steps", above=0)
+    stop_at: float = key(0.0, "percent strict on evaluation.split at which the warm-up is over; nearing it, it slows down; 0: "
+                              "it goes through all epochs, slowing down evenly", low=0, high=100)
+    look_every: int = key(5, "steps between looks at that score", low=1)
 
 
 @dataclass(frozen=True)
@@ -103,6 +133,7 @@ class Evaluation:
     split: str = key("dev", "split evaluated during training")
     questions: int = key(0, "how many of its questions, from the first; 0: all", low=0)
     batch: int = key(16, "questions decoded at once", low=1)
+    report: tuple[str, ...] = key((), "splits evaluated in full before the first step and after the last: summary.json")
 
 
 @dataclass(frozen=True)
@@ -122,6 +153,7 @@ class Config:
     database: Database
     model: Model
     lora: LoRA
+    warmup: Warmup
     generation: Generation
     reward: Reward
     grpo: GRPO
@@ -129,7 +161,22 @@ class Config:
     run: Run
 
 
-SECTIONS = {section.name: section.type for section in dataclasses.fields(Config)}
+def _leaves(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """("section.key", field) for every key, those of a section within a section as "section.inner.key"."""
+    for spec in dataclasses.fields(section):
+        if dataclasses.is_dataclass(spec.type):
+            yield from _leaves(spec.type, f"{prefix}{spec.name}.")
+        else:
+            yield prefix + spec.name, spec
+
+
+KEYS = dict(_leaves(Config))                    # "run.seed" → its field
+SECTIONS = tuple(dict.fromkeys(dotted.rpartition(".")[0] for dotted in KEYS))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"section.key": value} of the whole config."""
+    return {dotted: functools.reduce(getattr, dotted.split("."), config) for dotted in KEYS}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -143,37 +190,36 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
-    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    for name, values in table.items():
-        if not isinstance(values, dict):
+    values: dict[str, Any] = {}
+    for name, section in table.items():
+        if not isinstance(section, dict):
             raise ValueError(f"{path}: {name} stands outside any [section]")
-        if not values and name not in SECTIONS:
-            raise ValueError(f"{path}: there is no section [{name}]; the sections are {', '.join(SECTIONS)}")
-        for key_name, value in values.items():
-            _set(sections, f"{name}.{key_name}", value, str(path))
+        for dotted, value in _dotted(name, section, str(path)):
+            values[dotted] = _checked(dotted, value, str(path))
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"--set {override}: expected section.key=value")
-        _set(sections, dotted.strip(), _parse_value(text.strip()), "--set")
-    return Config(**{name: cls(**sections[name]) for name, cls in SECTIONS.items()})
+        values[dotted.strip()] = _checked(dotted.strip(), _parse_value(text.strip()), "--set")
+    return _build(Config, values)
 
 
 def require(config: Config, *keys: str) -> None:
     """What a recipe cannot do without and has no default: an empty one is a ``ValueError``."""
     for dotted in keys:
-        section, name = dotted.split(".")
-        if not getattr(getattr(config, section), name):
-            raise ValueError(f"{dotted} is missing: {_field(dotted).metadata['doc']}")
+        if not flatten(config)[dotted]:
+            raise ValueError(f"{dotted} is missing: {KEYS[dotted].metadata['doc']}")
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as TOML that ``load_config`` reads back to an equal one."""
-    lines = []
-    for section, values in dataclasses.asdict(config).items():
+    lines, values = [], flatten(config)
+    for section in SECTIONS:
+        members = {dotted: value for dotted, value in values.items() if dotted.rpartition(".")[0] == section}
         # JSON's integers, booleans, strings and lists of strings are TOML's too; of numbers, Python's text is ("inf").
-        lines += [f"[{section}]", *(f"{name} = {value if isinstance(value, float) else json.dumps(value, ensure_ascii=False)}"
-                                    for name, value in values.items()), ""]
+        lines += [f"[{section}]", *(f"{dotted.rpartition('.')[2]} = "
+                                    f"{value if isinstance(value, float) else json.dumps(value, ensure_ascii=False)}"
+                                    for dotted, value in members.items()), ""]
     return "\n".join(lines)
 
 
@@ -184,22 +230,35 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _field(dotted: str) -> dataclasses.Field:
-    section, _, name = dotted.partition(".")
-    return {f.name: f for f in dataclasses.fields(SECTIONS[section])}[name]
+def _dotted(name: str, section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
+    """A TOML table as ("section.key", value); a table is a section only where there is one of that name."""
+    if not section and name not in SECTIONS:
+        raise ValueError(f"{source}: there is no section [{name}]; the sections are {', '.join(SECTIONS)}")
+    for key_name, value in section.items():
+        dotted = f"{name}.{key_name}"
+        if dotted in SECTIONS and isinstance(value, dict):
+            yield from _dotted(dotted, value, source)
+        else:
+            yield dotted, value
 
 
-def _set(sections: Mapping[str, dict[str, Any]], dotted: str, value: Any, source: str) -> None:
-    known = [f"{section}.{f.name}" for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
-    if dotted not in known:
-        nearest = difflib.get_close_matches(dotted, known, n=1, cutoff=0.0)[0]
+def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """The dataclass ``section`` from the values given for its keys; what is not given has its default."""
+    given = {}
+    for spec in dataclasses.fields(section):
+        if dataclasses.is_dataclass(spec.type):
+            given[spec.name] = _build(spec.type, values, f"{prefix}{spec.name}.")
+        elif prefix + spec.name in values:
+            given[spec.name] = values[prefix + spec.name]
+    return section(**given)
+
+
+def _checked(dotted: str, value: Any, source: str) -> Any:
+    """``value`` as the key's type, in its range; an integer is a float where a float is wanted."""
+    if dotted not in KEYS:
+        nearest = difflib.get_close_matches(dotted, KEYS, n=1, cutoff=0.0)[0]
         raise ValueError(f"{source}: there is no key {dotted}; the nearest is {nearest}")
-    section, _, name = dotted.partition(".")
-    sections[section][name] = _checked(_field(dotted), value, f"{source}: {dotted}")
-
-
-def _checked(spec: dataclasses.Field, value: Any, where: str) -> Any:
-    """``value`` as the field's type, in its range; an integer is a float where a float is wanted."""
+    spec, where = KEYS[dotted], f"{source}: {dotted}"
     low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
     if spec.type is float and type(value) is int:
         value = float(value)

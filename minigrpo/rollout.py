@@ -24,13 +24,15 @@ from minigrpo.task.reward import Reward
 class Judge:
     """All that turns a question into a prompt and its candidates into rewards: the task's side of a step.
 
-    As a context manager it closes its database.
+    ``second`` names a database with the same tables and other rows, or is empty: what gives gold SQL's rows there too was
+    hardly right by chance. As a context manager a judge closes its database.
     """
 
     prompt: Callable[[Question], str]
     database: Database
     reward: Callable[[Question, str | None, Execution], Reward]
     connections: int
+    second: str = ""
 
     def __enter__(self) -> "Judge":
         return self

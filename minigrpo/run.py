@@ -4,35 +4,38 @@
     out/metrics.jsonl                      one record a step; evaluations among them ("dev/strict", ...)
     out/samples.jsonl                      now and then a group in full
     out/checkpoints/step-000025/           adapter in peft's layout, optimiser state, state.json
+    out/summary.json                       the report splits before and after; their rows in before.jsonl, after.jsonl
+    out/new, out/base, out/warmup          what training starts from, where it was made here (start.py)
 
 A step is in the records only if it is in the state: resuming cuts the records back to the checkpoint it starts from.
 """
 
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Iterator, Mapping, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from minigrpo import config
+from minigrpo.files import lock_folder, whole_folder
 from minigrpo.metrics import Clock, JsonLines, Metrics, headline, progress, say
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.rollout import Group, group_metrics
 from minigrpo.runtime import peak_memory
 from minigrpo.task.answer import render_answer
+from minigrpo.update import load_optimizer, optimizer_tensors
 
 FORMAT = 1                                      # of state.json
 KEEP = 2                                        # checkpoints kept besides the best one on the evaluation split
 # What --resume may change: where things are, how much is done and shown; not what a step computes (but for rounding).
 FREE_TO_CHANGE = ("task.path", "database.host", "database.port", "database.socket", "database.user",
-                  "database.connections", "grpo.micro_batch_tokens", "evaluation.", "run.steps", "run.out",
+                  "database.connections", "grpo.micro_batch_tokens", "evaluation.batch", "run.steps", "run.out",
                   "run.evaluate_every", "run.save_every", "run.sample_every", "run.threads")
 
 
@@ -44,17 +47,15 @@ class Run:
     newest checkpoint stays the last.
     """
 
-    def __init__(self, cfg: config.Config, policy: Policy, optimizer: torch.optim.Optimizer, adapter_facts: Mapping, *,
-                 resume: bool) -> None:
-        self.cfg, self.policy, self.optimizer, self.adapter_facts = cfg.run, policy, optimizer, adapter_facts
-        self.folder, self.done, self.saved, self.evaluated = Path(cfg.run.out), 0, 0, 0
+    def __init__(self, cfg: config.Run, policy: Policy, optimizer: torch.optim.Optimizer, adapter_facts: Mapping) -> None:
+        """``cfg.out`` is held by ``open_folder``; the newest checkpoint that is there is where it goes on."""
+        self.cfg, self.policy, self.optimizer, self.adapter_facts = cfg, policy, optimizer, adapter_facts
+        self.folder, self.done, self.saved, self.evaluated = Path(cfg.out), 0, 0, 0
         self.best: dict[str, float] | None = None
         self.signal: int | None = None
-        check_folder(cfg, resume=resume)
-        self.lock = lock_folder(self.folder)
-        if resume and (kept := checkpoints(self.folder)):       # none yet: it begins again, and draws the same
+        self.reporting = False
+        if kept := checkpoints(self.folder):
             self._load(kept[-1])
-        (self.folder / "config.toml").write_text(config.dump_config(cfg), encoding="utf-8")
         self.metrics = JsonLines(self.folder / "metrics.jsonl", keep_below=self.done)
         self.samples = JsonLines(self.folder / "samples.jsonl", keep_below=self.done)
         self.moves = self._optimizer_steps()
@@ -97,21 +98,31 @@ class Run:
             self.best = {"step": self.done, "strict": summary["strict"]}
         self.save()
 
+    def report(self, moment: str, evaluate: Callable[[], tuple[Iterable[Mapping], Mapping]]) -> dict[str, Mapping]:
+        """Put rows and summary of a moment ("before", "after") on record, unless they are; the whole record so far."""
+        file = self.folder / "summary.json"
+        record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if moment not in record or moment == "after" and record["steps"] != self.done:
+            with self._reporting():
+                rows, summary = evaluate()
+            (self.folder / f"{moment}.jsonl").write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            record |= {"steps": self.done, moment: summary}
+            aside = file.with_name("summary.json.writing")
+            aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            aside.replace(file)
+        return record
+
     # ------------------------------------------------------------------------------------------------------ checkpoints
     def save(self) -> None:
         """Write a checkpoint of the last whole step: aside, then renamed into place; prune old ones."""
         folder = checkpoint_folder(self.folder, self.done)
-        aside = folder.with_name(folder.name + ".writing")
-        shutil.rmtree(aside, ignore_errors=True)
-        save_adapter(self.policy.model, aside, **self.adapter_facts)
-        save_tensors(aside / "optimizer.safetensors", self._optimizer_tensors())
-        state = {"format": FORMAT, "step": self.done, "evaluated": self.evaluated, "best": self.best}
-        (aside / "state.json").write_text(json.dumps(state) + "\n")
-        for file in aside.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        with whole_folder(folder) as aside:
+            save_adapter(self.policy.model, aside, **self.adapter_facts)
+            save_tensors(aside / "optimizer.safetensors",
+                         optimizer_tensors(self.optimizer, adapter_parameters(self.policy.model)))
+            state = {"format": FORMAT, "step": self.done, "evaluated": self.evaluated, "best": self.best}
+            (aside / "state.json").write_text(json.dumps(state) + "\n")
         self.saved = self.done
         kept = {checkpoint_folder(self.folder, self.best["step"])} if self.best else set()
         for old in checkpoints(self.folder)[:-KEEP]:
@@ -123,17 +134,10 @@ class Run:
         if state["format"] != FORMAT:
             raise ValueError(f"{folder}: checkpoint format {state['format']}, this program reads {FORMAT}")
         load_adapter(self.policy.model, folder)
-        tensors = load_tensors(folder / "optimizer.safetensors")
-        for name, parameter in adapter_parameters(self.policy.model).items():
-            self.optimizer.state[parameter] = {
-                key.removeprefix(f"{name}/"): tensor.to("cpu" if tensor.ndim == 0 else parameter.device)
-                for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        load_optimizer(self.optimizer, adapter_parameters(self.policy.model),
+                       load_tensors(folder / "optimizer.safetensors"))
         self.done = self.saved = state["step"]
         self.evaluated, self.best = state["evaluated"], state["best"]
-
-    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        return {f"{name}/{key}": tensor for name, parameter in adapter_parameters(self.policy.model).items()
-                for key, tensor in self.optimizer.state.get(parameter, {}).items()}
 
     def _optimizer_steps(self) -> float:
         """How often the adapters have moved; changed since the last record, the state is in the middle of a step."""
@@ -153,12 +157,18 @@ class Run:
             self.save()
         self.metrics.close()
         self.samples.close()
-        self.lock.close()
         if self.saved:
             say(f"saved: {checkpoint_folder(self.folder, self.saved)} ({self.saved} steps)")
 
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """A signal meanwhile ends the run at once: a report takes long, and is made up for on resuming."""
+        self.reporting = True
+        yield
+        self.reporting = False
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None or self.evaluation_due():
+        if self.signal is not None or self.reporting or self.evaluation_due():
             raise SystemExit(128 + number)
         self.signal = number
         say("stopping after this step (again: at once) ...")
@@ -176,32 +186,31 @@ def check_folder(cfg: config.Config, *, resume: bool) -> None:
         return
     if not (folder / "config.toml").exists():
         raise ValueError(f"--resume: {folder} holds no run")
-    then, now = _flat(config.load_config(folder / "config.toml")), _flat(cfg)
+    then, now = config.flatten(config.load_config(folder / "config.toml")), config.flatten(cfg)
     for dotted, value in now.items():
         if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
             raise ValueError(f"--resume: {dotted} was {then[dotted]!r} and is now {value!r}; "
                              f"to change it, start another run")
 
 
-def lock_folder(folder: Path) -> IO[str]:
-    """Hold ``folder`` against a second process until the returned file is closed or we are gone, however we go."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
-    except OSError as error:
-        raise ValueError(f"run.out: {folder} cannot be written to: {error.strerror}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"{folder} is in use by another process") from None
-    return file
+@contextmanager
+def open_folder(cfg: config.Config, *, resume: bool) -> Iterator[Path]:
+    """Hold ``run.out`` for this run, with its resolved config in it."""
+    check_folder(cfg, resume=resume)
+    folder = Path(cfg.run.out)
+    with lock_folder(folder):
+        if not resume:                                  # what is left of a start that failed before its first step
+            shutil.rmtree(folder / "new", ignore_errors=True)
+            for name in ("summary.json", "before.jsonl", "after.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+        (folder / "config.toml").write_text(config.dump_config(cfg), encoding="utf-8")
+        yield folder
 
 
 def has_steps(run: Path) -> bool:
     """Whether anything was computed there; what failed before its first step may be started anew."""
-    metrics = run / "metrics.jsonl"
-    return bool(checkpoints(run)) or metrics.exists() and metrics.stat().st_size > 0
+    records = [run / name for name in ("metrics.jsonl", "warmup.jsonl")]
+    return bool(checkpoints(run)) or any(file.exists() and file.stat().st_size > 0 for file in records)
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -227,8 +236,3 @@ def show(group: Group, width: int = 79) -> str:
         lines += [line(f"{number} reward", f"{rollout.reward.total:g}"), line("  sql", str(rollout.sql)),
                   line("  rows", rows)]
     return "\n".join(lines)
-
-
-def _flat(cfg: config.Config) -> dict[str, object]:
-    return {f"{section}.{name}": value for section, values in dataclasses.asdict(cfg).items()
-            for name, value in values.items()}

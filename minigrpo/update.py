@@ -1,16 +1,19 @@
 """One optimiser step on one batch: forward, loss, backward, clip, step. Knows no text and no database."""
 
 import math
+from typing import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from minigrpo import config
-from minigrpo.batch import Batch
+from minigrpo.batch import Batch, pack
 from minigrpo.grpo import grpo_loss, normaliser
 from minigrpo.metrics import Clock, Metrics
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.tree import pad_completions, pad_prompts
 
 
 def make_optimizer(model: CausalLM, grpo: config.GRPO) -> torch.optim.AdamW:
@@ -46,14 +49,45 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
             gaps.append((old_logp_BC - part.generation_logp_BC).abs()[part.mask_BC])
         gap_T = torch.cat([*gaps, torch.zeros(1, device=model.device)])         # the zero: a batch without a token has no gap
         report = {name: value.item() for name, value in sums.items()}
-        return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(model, optimizer, grpo.max_grad_norm),
+        return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(optimizer, grpo.max_grad_norm),
                 "logp_gap_mean": (gap_T.sum() / tokens).item(), "logp_gap_max": gap_T.max().item()}
 
 
-def _step(model: CausalLM, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:
-    norm = torch.nn.utils.clip_grad_norm_(adapter_parameters(model).values(), max_grad_norm).item()
+def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer,
+                      examples: Sequence[tuple[Sequence[int], Sequence[int]]], *, micro_batch_tokens: int,
+                      max_grad_norm: float) -> Metrics:
+    """One step of maximum likelihood on (prompt ids, completion ids), by the same pass that scores rollouts: a group with one
+    completion. ``loss`` is the mean of −log p over all completion tokens of the examples, however they are cut up."""
+    tokens, loss = sum(len(completion) for _, completion in examples), 0.0
+    for chosen in pack([(len(prompt), len(completion)) for prompt, completion in examples], 1, micro_batch_tokens):
+        prompts = pad_prompts([examples[i][0] for i in chosen], device=model.device)
+        ids_Q1C, mask_Q1C = pad_completions([[examples[i][1]] for i in chosen], device=model.device)
+        part = -completion_logprobs(model, prompts, ids_Q1C, mask_Q1C).sum() / tokens
+        part.backward()
+        loss += part.item()
+    return {"loss": loss, **_step(optimizer, max_grad_norm)}
+
+
+def _step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     finite = math.isfinite(norm)
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"grad_norm": norm, "skipped": float(not finite)}
+
+
+# ------------------------------------------------------------------------------------------------- the optimiser's state
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state as named tensors: "<parameter>/exp_avg", ..."""
+    return {f"{name}/{key}": tensor for name, parameter in parameters.items()
+            for key, tensor in optimizer.state.get(parameter, {}).items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``; moments live where their parameter does, step counts on the CPU."""
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            key.removeprefix(f"{name}/"): tensor.to("cpu" if tensor.ndim == 0 else parameter.device)
+            for key, tensor in tensors.items() if key.startswith(f"{name}/")}

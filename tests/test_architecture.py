@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minigrpo").rglob("*.py"))
 RECIPES = [ROOT / "train.py", ROOT / "eval.py"]
-LAYER_0 = {"shapes", "config", "runtime", "metrics"}
+LAYER_0 = {"shapes", "config", "runtime", "metrics", "files"}
 # Layer 2, each after those it may import.
-LAYER_2 = ["rollout", "batch", "update", "evaluate", "assemble", "run"]
+LAYER_2 = ["rollout", "batch", "update", "evaluate", "warmup", "start", "assemble", "run"]
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "huggingface_hub", "pymysql", "tqdm"}
 
 

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigrpo.assemble import adapter_facts, check_prompts_fit, open_judge, start_policy
+from minigrpo.assemble import load_split, open_judge
 from minigrpo.config import Config, load_config
 from minigrpo.policy.lora import adapter_parameters, adapters, reference
 from minigrpo.policy.weights import save_adapter
+from minigrpo.start import adapter_facts, check_prompts_fit, load_start
+from minigrpo.task import athletes
 from minigrpo.task.database import DatabaseError
 from minigrpo.task.mariadb import MariaDB
 from minigrpo.task.sqlite import SQLite
@@ -31,10 +33,82 @@ def judge_of(cfg: Config):
 
 
 def policy_of(cfg: Config):
-    return start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
+    return load_start(cfg)
+
+
+# ------------------------------------------------------------------------------------------------------------- questions
+def sentence(call, *arguments) -> str:
+    with pytest.raises((ValueError, OSError)) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_benchmarks_questions_come_without_gold_sql_unless_a_file_brings_it(config, tmp_path):
+    """train/0 is answerable; a file that knows only train/2 leaves the others without."""
+    task = config().task
+    assert load_split(task, "train") == load_questions(task.path, "train")
+    assert all(question.gold_sql is None for question in load_split(task, "train"))
+    gold = load_split(task, "train", f"{task.path}/gold_sql.jsonl")
+    assert all(question.gold_sql.startswith("SELECT") for question in gold)
+    assert [replace(question, gold_sql=None) for question in gold] == load_split(task, "train")
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"split": "train", "index": 2, "sql": "SELECT 2", "answerable": True}) + "\n")
+    assert [question.gold_sql for question in load_split(task, "train", str(one))] == [None, None, "SELECT 2"]
+
+
+def test_the_athletes_bring_their_questions_and_their_gold_sql(config):
+    """With or without a warm-up: that nobody looks at it without one is training's affair."""
+    task = config("task.kind=athletes", "task.path=no/such/folder").task
+    for split in athletes.SPLITS:
+        assert load_split(task, split) == load_split(task, split, "athletes") == athletes.load_questions(split)
+
+
+def test_gold_sql_of_one_task_is_not_the_others(config, tmp_path):
+    benchmark, made_up = config().task, config("task.kind=athletes").task
+    assert sentence(load_split, benchmark, "train", "athletes") == (
+        'warmup.source: athletes bring gold SQL for task.kind = "athletes" only; for this benchmark name a JSONL file')
+    assert sentence(load_split, made_up, "train", "gold.jsonl") == (
+        'warmup.source: the made-up athletes bring their own gold SQL: "athletes", not gold.jsonl')
+
+
+def test_splits_and_files_that_are_not_there(config, tmp_path):
+    benchmark, made_up = config().task, config("task.kind=athletes").task
+    assert sentence(load_split, benchmark, "heldout").startswith("unknown split 'heldout': the benchmark has train, dev, ")
+    assert sentence(load_split, made_up, "held-out") == (
+        "unknown split 'held-out' (did you mean 'heldout'?): the made-up athletes have train, dev, heldout, counterfactual")
+    assert sentence(load_split, made_up, "original") == (
+        "unknown split 'original': the made-up athletes have train, dev, heldout, counterfactual")
+    assert sentence(load_split, benchmark, "train", "no.jsonl") == "there is no file of gold SQL no.jsonl"
+    assert sentence(load_split, replace(benchmark, path="nowhere"), "train").startswith("there is no benchmark folder nowhere")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"split": "train"}\n')
+    assert sentence(load_split, benchmark, "train", str(broken)) == (
+        f"{broken}, line 1: expected an object with split, index, sql, answerable; got '{{\"split\": \"train\"}}'")
 
 
 # ----------------------------------------------------------------------------------------------------------------- judge
+@pytest.mark.parametrize("engine", ["sqlite", pytest.param("mariadb", marks=needs_mariadb)])
+def test_a_judge_of_athletes_needs_no_benchmark_and_has_a_second_database(config, engine):
+    """A compact prompt is four lines of schema shorter than any CREATE TABLE; gold SQL gives the answer on the question's own
+    database, and on "reshuffled", where everyone has somebody else's career, mostly another."""
+    cfg = config("task.kind=athletes", "task.path=no/such/folder", "task.template=compact", f"database.engine={engine}",
+                 "database.time_limit=2")
+    questions = load_split(cfg.task, "heldout")[:20]
+    with judge_of(cfg) as judge:
+        assert judge.second == "reshuffled"
+        prompt = judge.prompt(questions[0])
+        assert questions[0].text in prompt and "CREATE" not in prompt and prompt.startswith("Tables:\nAthlete(")
+        ours, others = ([judge.database.run(question.gold_sql, name) for question in questions]
+                        for name in ("original", judge.second))
+        assert all(judge.reward(question, question.gold_sql, execution).terms["ems"] == 1
+                   for question, execution in zip(questions, ours))
+        assert all(execution.ok for execution in others)
+        assert sum(one.rows != other.rows for one, other in zip(ours, others)) > 10
+    with judge_of(config()) as judge:                       # the benchmark has none: its gold answers are of one database
+        assert judge.second == ""
+
+
 @pytest.mark.parametrize("engine, kind", [("sqlite", SQLite), pytest.param("mariadb", MariaDB, marks=needs_mariadb)])
 def test_a_judge_has_the_benchmarks_tables_prompts_and_rewards(config, engine, kind):
     """Mirela Quandt won Kraków and Port Moss gold in the original, two golds in Suva in the counterfactual; she won silver
@@ -128,9 +202,9 @@ def test_an_adapter_to_start_from_brings_its_own_shape_and_is_the_reference(conf
     policy = policy_of(cfg)
     for parameter in adapter_parameters(policy.model).values():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
-    save_adapter(policy.model, tmp_path, base="x", **adapter_facts(cfg.model, cfg.lora))
+    save_adapter(policy.model, tmp_path, base="x", **adapter_facts(cfg))
     other = config("lora.rank=7", "lora.alpha=1", 'lora.targets=["q_proj"]', f"model.adapter={tmp_path}")
-    assert adapter_facts(other.model, other.lora) == {
+    assert adapter_facts(other) == {
         "rank": 4, "alpha": 8.0, "targets": cfg.lora.targets, "rank_stabilised": False}
     again = policy_of(other)
     assert torch.equal(hidden(again), hidden(policy))

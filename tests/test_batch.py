@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from minigrpo.batch import _parts, make_batch
+from minigrpo.batch import make_batch, pack
 from minigrpo.config import GRPO
 from minigrpo.metrics import Clock
 from minigrpo.policy.lora import add_lora
@@ -44,15 +44,11 @@ def test_the_batch_by_hand(model):
 def test_a_long_completion_pads_none_of_the_others():
     """Trees of (prompt, longest completion) slots (5, 2), (5, 2), (6, 2) and (5, 40), K = 2: alone 9, 9, 10 and 85; the
     first two together 2 · 9 = 18, the first three 3 · 10 = 30, all four 4 · (6 + 80) = 344."""
-    def group(prompt: int, completion: int) -> Group:
-        candidate = Rollout(Completion((1,) * completion, (0.0,) * completion, True), "", "", Execution("ok"), Reward(0.0, {}))
-        return Group(Question("t/0", "t", 0, "", "1", "d", "1"), (1,) * prompt, (candidate, candidate))
-
-    groups = [group(5, 40), group(5, 2), group(6, 2), group(5, 2)]
-    assert _parts(groups, 344) == [[1, 3, 2, 0]]
-    assert _parts(groups, 343) == _parts(groups, 30) == [[1, 3, 2], [0]]
-    assert _parts(groups, 29) == [[1, 3], [2], [0]]
-    assert _parts(groups, 1) == [[1], [3], [2], [0]]                # a group is never divided
+    sizes = [(5, 40), (5, 2), (6, 2), (5, 2)]
+    assert pack(sizes, 2, 344) == [[1, 3, 2, 0]]
+    assert pack(sizes, 2, 343) == pack(sizes, 2, 30) == [[1, 3, 2], [0]]
+    assert pack(sizes, 2, 29) == [[1, 3], [2], [0]]
+    assert pack(sizes, 2, 1) == [[1], [3], [2], [0]]                # a group is never divided
 
 
 def test_a_part_is_checked_at_its_door(model):

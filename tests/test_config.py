@@ -1,13 +1,12 @@
 """config.py: strict in every way a config can be wrong, with one sentence each."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from minigrpo.config import SECTIONS, dump_config, load_config, require
+from minigrpo.config import KEYS, NewModel, dump_config, flatten, load_config, require
 
 ROOT = Path(__file__).parent.parent
 GOOD = '[model]\npath = "m"\n[run]\nout = "o"\n'
@@ -47,12 +46,51 @@ def test_defaults_overrides_and_their_order(tmp_path):
     ("", "generation.method=beams", "--set: generation.method: expected one of beam, sample, got 'beams'"),
     ("", "database.engine=postgres", "--set: database.engine: expected one of mariadb, sqlite, mock, got 'postgres'"),
     ("", "lora.targets=q_proj", "--set: lora.targets: expected a list of strings, got 'q_proj'"),
+    ("[model.new]\nwdth = 8", None, "{file}: there is no key model.new.wdth; the nearest is model.new.width"),
+    ("", "model.new.wdth=8", "--set: there is no key model.new.wdth; the nearest is model.new.width"),
+    ("[model.new]\nvocabulary = 256", None, "{file}: model.new.vocabulary: expected an integer ≥ 257, got 256"),
+    ("", "model.new.width=8.0", "--set: model.new.width: expected an integer, got 8.0"),
+    ("[model.new.deeper]\nwidth = 8", None, "{file}: there is no key model.new.deeper; the nearest is model.new.layers"),
+    ("[warmup.new]\nwidth = 8", None, "{file}: there is no key warmup.new; the nearest is warmup.source"),
+    ("[run.steps]\nwidth = 8", None, "{file}: run.steps: expected an integer, got {{'width': 8}}"),
+    ("[new]\nwidth = 8", None, "{file}: there is no key new.width; the nearest is model.new.width"),
 ])
 def test_one_sentence_for_what_is_wrong(tmp_path, line, override, sentence):
     file = write(tmp_path, GOOD + line)
     with pytest.raises(ValueError) as caught:
         load_config(file, [override] if override else [])
     assert str(caught.value) == sentence.format(file=file)
+
+
+@pytest.mark.parametrize("where", ["file", "--set"])
+def test_a_value_where_a_section_is_expected_is_one_sentence(tmp_path, where):
+    """As [model] with "new = 3", or from the command line."""
+    file = write(tmp_path, '[model]\npath = "m"\n' + ("new = 3\n" if where == "file" else ""))
+    with pytest.raises(ValueError) as caught:
+        load_config(file, ["model.new=3"] if where == "--set" else [])
+    assert re.fullmatch(f"{file if where == 'file' else '--set'}: .*\\bmodel.new\\b.*", str(caught.value))
+    assert "model.new." in str(caught.value)                # a key that is there
+
+
+def test_a_section_within_a_section(tmp_path):
+    """As [model.new], inline, or in dotted keys; the rest of it, and of [model], keeps its defaults."""
+    for text in ("[model.new]\nwidth = 8\nheads = 2\n[model]\npath = 'new'\n",
+                 "[model]\npath = 'new'\nnew = {width = 8, heads = 2}\n",
+                 "[model]\npath = 'new'\nnew.width = 8\nnew.heads = 2\n",
+                 "model.path = 'new'\nmodel.new = {width = 8, heads = 2}\n"):
+        config = load_config(write(tmp_path, text))
+        assert (config.model.path, config.model.device) == ("new", "auto")
+        assert config.model.new == NewModel(width=8, heads=2)
+    assert load_config(write(tmp_path, GOOD)).model.new == NewModel()
+    assert load_config(write(tmp_path, "[model.new]\n")).model.new == NewModel()
+
+
+def test_a_section_within_a_section_from_the_command_line(tmp_path):
+    file = write(tmp_path, GOOD + "[model.new]\nwidth = 16\nheads = 2\n")
+    config = load_config(file, ["model.new.width=8", "model.path=new"])
+    assert config.model.new == NewModel(width=8, heads=2) and config.model.path == "new"
+    assert flatten(config)["model.new.width"] == 8
+    require(config, "model.new.width")
 
 
 def test_what_has_no_default_is_asked_for_by_those_who_need_it(tmp_path):
@@ -74,19 +112,22 @@ def test_files_that_are_no_config(tmp_path):
 
 
 def test_the_resolved_config_reads_back_equal(tmp_path):
-    config = load_config(write(tmp_path, GOOD), ['task.path=q"uote \\ é', "grpo.learning_rate=3e-7"])
-    assert load_config(write(tmp_path, dump_config(config))) == config
+    config = load_config(write(tmp_path, GOOD), ['task.path=q"uote \\ é', "grpo.learning_rate=3e-7", "model.new.width=8",
+                                                 'evaluation.report=["a", "b\\"c"]', "model.adapter=x"])
+    text = dump_config(config)
+    assert load_config(write(tmp_path, text)) == config and dump_config(load_config(tmp_path / "c.toml")) == text
+    # A key after [model.new] would be one of model.new's: what [model] has of its own stands before.
+    assert text.index("[model]") < text.index("adapter =") < text.index("[model.new]") < text.index("width = 8")
 
 
 def test_every_key_is_documented_and_its_default_is_in_its_own_range():
-    for section, cls in SECTIONS.items():
-        for spec in dataclasses.fields(cls):
-            assert spec.metadata["doc"], f"{section}.{spec.name}"
-            low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
-            assert above is None or spec.default > above, f"{section}.{spec.name}"
-            assert low is None or spec.default >= low, f"{section}.{spec.name}"
-            assert high is None or spec.default <= high, f"{section}.{spec.name}"
-            assert not choices or spec.default in choices, f"{section}.{spec.name}"
+    for dotted, spec in KEYS.items():
+        assert spec.metadata["doc"], dotted
+        low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
+        assert above is None or spec.default > above, dotted
+        assert low is None or spec.default >= low, dotted
+        assert high is None or spec.default <= high, dotted
+        assert not choices or spec.default in choices, dotted
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda file: file.stem)
@@ -95,7 +136,6 @@ def test_the_configs_we_ship_load(file):
 
 
 def test_the_manual_in_the_readme_is_the_code():
-    rows = [f"| `{section}.{spec.name}` | `{json.dumps(spec.default)}` | {spec.metadata['doc']} |"
-            for section, cls in SECTIONS.items() for spec in dataclasses.fields(cls)]
+    rows = [f"| `{dotted}` | `{json.dumps(spec.default)}` | {spec.metadata['doc']} |" for dotted, spec in KEYS.items()]
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in readme if re.match(r"\| `[a-z]+\.", line)] == rows

@@ -17,7 +17,7 @@ from minigrpo.run import checkpoints
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests/data/temptabqa_mini"
 GOLD = MINI / "gold_sql.jsonl"
-FIELDS = ["split", "index", "sql", "status", "answer", "ems", "rems", "strict"]
+FIELDS = ["split", "index", "kind", "sql", "status", "answer", "ems", "rems", "strict"]
 ENGINES = ["sqlite", pytest.param("mariadb", marks=pytest.mark.skipif(
     shutil.which("mariadbd") is None and "CI" not in os.environ, reason="no mariadbd on the PATH"))]
 
@@ -68,8 +68,9 @@ def test_gold_sql_is_right_where_it_is_marked_answerable(evaluate, out, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_figures_by_hand(evaluate, out, tmp_path, engine):
-    """train has three questions, gold 2, "m freestyle" and " 2014". Given: a right one, and one that fails; nothing for
-    the third. original/0 wants "Women's team, Singles": one of two parts is REMS 50. Written last question first."""
+    """train has three questions of the types 13, 34 and 5, gold 2, "m freestyle" and " 2014". Given: a right one, and one that
+    fails; nothing for the second. original/0, of type 3, wants "Women's team, Singles": one of two parts is REMS 50. Written
+    last question first."""
     file = predictions(tmp_path, ("original", 0, "SELECT 'Singles'"), ("train", 2, "SELECT nowhere FROM Medal"),
                        ("train", 0, "SELECT 4 / 2"))
     ended = evaluate("--predictions", file, "--set", f"database.engine={engine}")
@@ -78,10 +79,13 @@ def test_figures_by_hand(evaluate, out, tmp_path, engine):
     assert [(row["split"], row["index"], row["status"], row["answer"], row["ems"], row["rems"], row["strict"]) for row in rows] \
         == [("original", 0, "ok", "Singles", 0, 0.5, 0), ("train", 0, "ok", "2", 1, 1.0, 1),
             ("train", 2, "unknown_column", "", 0, 0.0, 0)]
+    half = {"strict": 0.0, "ems": 0.0, "rems": 50.0, "error_rate": 0.0}
     assert summary_of(out) == {
-        "original": {"n": 1, "of": 2, "strict": 0.0, "ems": 0.0, "rems": 50.0, "error_rate": 0.0, "status": {"ok": 100.0}},
+        "original": {"n": 1, "of": 2, **half, "status": {"ok": 100.0}, "kinds": {"3": {"n": 1, **half}}},
         "train": {"n": 2, "of": 3, "strict": 50.0, "ems": 50.0, "rems": 50.0, "error_rate": 50.0,
-                  "status": {"ok": 50.0, "unknown_column": 50.0}}}
+                  "status": {"ok": 50.0, "unknown_column": 50.0},
+                  "kinds": {"13": {"n": 1, "strict": 100.0, "ems": 100.0, "rems": 100.0, "error_rate": 0.0},
+                            "5": {"n": 1, "strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0}}}}
     assert ended.out.splitlines()[:3] == ["split     n of N  strict    EMS   REMS  errors",
                                           "original  1 of 2    0.00   0.00  50.00    0.00",
                                           "train     2 of 3   50.00  50.00  50.00   50.00"]

@@ -1,21 +1,28 @@
 """evaluate.py: rows and figures that can be recomputed by hand, files of predictions that anything may have written."""
 
+import dataclasses
 import json
 
 import pytest
 
-from minigrpo.assemble import open_judge, start_policy
+from minigrpo.assemble import load_split, open_judge
 from minigrpo.config import load_config
-from minigrpo.evaluate import evaluate_policy, evaluate_predictions, read_predictions, score_row, summarise
-from minigrpo.task.database import Execution
+from minigrpo.evaluate import (add_ceilings, before_after, blind_guesses, evaluate_policy, evaluate_predictions,
+                               read_predictions, report_splits, score_row, show_report, summarise)
+from minigrpo.rollout import Judge
+from minigrpo.start import load_start
+from minigrpo.task import athletes
+from minigrpo.task.database import Column, Execution, Table
 from minigrpo.task.questions import Question
+from minigrpo.task.reward import make_reward
+from minigrpo.task.sqlite import open_sqlite
 from minigrpo.task.temptabqa import load_questions
 
-FIELDS = ["split", "index", "sql", "status", "answer", "ems", "rems", "strict"]
+FIELDS = ["split", "index", "kind", "sql", "status", "answer", "ems", "rems", "strict"]
 
 
-def question(answer: str, index: int = 0, split: str = "t") -> Question:
-    return Question(f"{split}/{index}", split, index, "?", answer, "original", "1")
+def question(answer: str, index: int = 0, split: str = "t", kind: str = "1", gold: str | None = None) -> Question:
+    return Question(f"{split}/{index}", split, index, "?", answer, "original", kind, gold)
 
 
 # ------------------------------------------------------------------------------------------------------------------ rows
@@ -23,8 +30,8 @@ def test_a_row_by_hand():
     """Gold "Suva, Kraków"; output "Suva 2012, Suva": one of two parts is found as whole words, so REMS is 0.5 and EMS 0."""
     row = score_row(question("Suva, Kraków", 7), "SELECT ...", Execution("ok", (("Suva", 2012), ("Suva",))))
     assert list(row) == FIELDS
-    assert row == {"split": "t", "index": 7, "sql": "SELECT ...", "status": "ok", "answer": "Suva 2012, Suva", "ems": 0,
-                   "rems": 0.5, "strict": 0}
+    assert row == {"split": "t", "index": 7, "kind": "1", "sql": "SELECT ...", "status": "ok", "answer": "Suva 2012, Suva",
+                   "ems": 0, "rems": 0.5, "strict": 0}
     both = score_row(question("Suva, Kraków"), "S", Execution("ok", (("Kraków",), ("Suva",))))
     assert (both["ems"], both["rems"], both["strict"]) == (1, 1.0, 1)
     more = score_row(question("Suva"), "S", Execution("ok", (("Kraków",), ("Suva",))))      # too much is wrong to strict only
@@ -38,17 +45,167 @@ def test_an_error_answers_nothing_even_where_the_answer_is_none(status):
 
 
 # --------------------------------------------------------------------------------------------------------------- summary
+def row(split: str, kind: str, status: str, ems: int, rems: float, strict: int, **more: int) -> dict:
+    return {"split": split, "kind": kind, "status": status, "ems": ems, "rems": rems, "strict": strict, **more}
+
+
 def test_a_summary_by_hand():
     """Three of a's nine and one of b's one. a: strict 1 of 3 = 33.33 %, EMS 2 of 3 = 66.67 %, REMS (1 + 1 + 0)/3 = 66.67 %,
-    one timeout = 33.33 %. b: all 0, and a syntax error."""
-    rows = [{"split": "a", "status": "ok", "ems": 1, "rems": 1.0, "strict": 1},
-            {"split": "b", "status": "syntax", "ems": 0, "rems": 0.0, "strict": 0},
-            {"split": "a", "status": "ok", "ems": 1, "rems": 1.0, "strict": 0},
-            {"split": "a", "status": "timeout", "ems": 0, "rems": 0.0, "strict": 0}]
-    assert summarise(rows, {"a": 9, "b": 1}) == {
+    one timeout = 33.33 %; of kind x two, strict 1 of 2, no error; of kind y the timeout. b: all 0, and a syntax error."""
+    rows = [row("a", "x", "ok", 1, 1.0, 1), row("b", "x", "syntax", 0, 0.0, 0), row("a", "x", "ok", 1, 1.0, 0),
+            row("a", "y", "timeout", 0, 0.0, 0)]
+    nothing = {"strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0}
+    assert summarise(rows, {"a": 9, "b": 1, "c": 4}) == {
         "a": {"n": 3, "of": 9, "strict": 33.33, "ems": 66.67, "rems": 66.67, "error_rate": 33.33,
-              "status": {"ok": 66.67, "timeout": 33.33}},
-        "b": {"n": 1, "of": 1, "strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0, "status": {"syntax": 100.0}}}
+              "status": {"ok": 66.67, "timeout": 33.33},
+              "kinds": {"x": {"n": 2, "strict": 50.0, "ems": 100.0, "rems": 100.0, "error_rate": 0.0},
+                        "y": {"n": 1, **nothing}}},
+        "b": {"n": 1, "of": 1, **nothing, "status": {"syntax": 100.0}, "kinds": {"x": {"n": 1, **nothing}}},
+        "c": {"n": 0, "of": 4}}
+
+
+def test_kinds_and_luck_add_up():
+    """suite and blind stand where every row has them: of kind x both, 1 of 2; over all only blind, because z has no suite.
+    And n-weighted means over kinds are the means over all."""
+    rows = [row("a", "x", "ok", 1, 1.0, 1, blind=0, suite=1), row("a", "x", "ok", 1, 1.0, 1, blind=1, suite=0),
+            row("a", "z", "ok", 0, 0.5, 0, blind=0), row("a", "z", "no_sql", 0, 0.0, 0, blind=0),
+            row("a", "z", "ok", 1, 0.5, 0, blind=0)]
+    a = summarise(rows, {"a": 5})["a"]
+    assert a["kinds"]["x"] == {"n": 2, "strict": 100.0, "ems": 100.0, "rems": 100.0, "suite": 50.0, "blind": 50.0,
+                               "error_rate": 0.0}
+    assert "suite" not in a and "suite" not in a["kinds"]["z"] and a["blind"] == 20.0
+    assert sum(kind["n"] for kind in a["kinds"].values()) == a["n"] == 5
+    for name in ("strict", "ems", "rems", "blind", "error_rate"):
+        assert sum(kind["n"] * kind[name] for kind in a["kinds"].values()) / 5 == pytest.approx(a[name], abs=0.01)
+
+
+# ------------------------------------------------------------------------------------------------- what luck could have done
+def test_who_has_not_read_the_question_says_what_is_said_most_often():
+    """Of kind count: 2 twice, 3 once. Of kind yes a tie, which the earlier one wins. An answer counts as a whole text."""
+    train = [question(answer, kind=kind) for kind, answer in (
+        ("count", "3"), ("yes", "Yes"), ("count", "2"), ("list", "a, b"), ("yes", "No"), ("count", "2"), ("list", "b, a"))]
+    assert blind_guesses(train) == {"count": "2", "yes": "Yes", "list": "a, b"}
+    assert blind_guesses([]) == {}
+
+
+PETS = {"first": (Table("Pet", (Column("id", "INT"), Column("name", "TEXT")), ((1, "a"), (2, "b"))),
+                  Table("OnlyHere", (Column("id", "INT"),), ((1,), (2,)))),
+        "second": (Table("Pet", (Column("id", "INT"), Column("name", "TEXT")), ((4, "b"), (5, "c"), (6, "c"))),)}
+COUNT, LIST = "SELECT COUNT(*) FROM Pet", "SELECT name FROM Pet"
+
+
+def judged(cases: list[tuple[str | None, str, str | None]], *, second: str, guesses: dict[str, str]) -> list[dict]:
+    """Rows of (our SQL, gold answer, gold SQL), run on "first" and looked at again on ``second``, "" for none."""
+    questions = [dataclasses.replace(question(answer, i, gold=gold), database="first")
+                 for i, (_, answer, gold) in enumerate(cases)]
+    with Judge(lambda asked: asked.text, open_sqlite(PETS), make_reward("paper"), 2, second) as judge:
+        rows = evaluate_predictions(questions, [sql for sql, _, _ in cases], judge)
+        before = [dict(row) for row in rows]
+        add_ceilings(rows, questions[::-1], guesses, judge)             # questions in any order
+    assert all(row.items() >= old.items() and list(row)[:len(old)] == list(old) for row, old in zip(rows, before))
+    return rows
+
+
+SUITE = [
+    (COUNT, "2", COUNT, 1, 1),                                  # two pets in the first, three in the second: found in both
+    ("SELECT 2", "2", COUNT, 1, 0),                             # right by chance, found out: there it is 3
+    ("SELECT COUNT(*) FROM OnlyHere", "2", COUNT, 1, 0),        # right, and an error on the second
+    ("SELECT 3", "2", COUNT, 0, 0),                             # right on the second only
+    ("SELECT MIN(id) + 1 FROM Pet", "2", COUNT, 1, 0),          # 5 there
+    ("SELECT nothing FROM Pet", "2", COUNT, 0, 0),              # an error on both
+    (None, "2", COUNT, 0, 0),
+    (LIST + " ORDER BY id DESC", "a, b", LIST, 1, 1),           # in another order
+    ("SELECT DISTINCT name FROM Pet", "a, b", LIST, 1, 1),      # once what gold SQL says twice
+    ("SELECT name FROM Pet WHERE id < 6", "a, b", LIST, 1, 1),  # luck that two databases do not find out
+    ("SELECT name, 1 FROM Pet", "a 1, b 1", LIST, 1, 0),        # another column
+    ("SELECT 'b' UNION SELECT 'a'", "a, b", LIST, 1, 0),
+    # an error there, where gold SQL finds nothing: not the same
+    ("SELECT name FROM Pet WHERE id IN (SELECT id FROM OnlyHere)", "a, b", LIST + " WHERE id < 4", 1, 0),
+    # nothing there, where gold SQL finds nothing either, and where gold SQL itself fails: the one is right, the other no match
+    ("SELECT name FROM Pet WHERE id < 3", "a, b", LIST + " WHERE id < 4", 1, 1),
+    ("SELECT name FROM Pet WHERE id < 3", "a, b", "SELECT name FROM Pet, OnlyHere", 1, 0),
+]
+
+
+@pytest.mark.parametrize("sql, answer, gold, strict, suite", SUITE)
+def test_a_second_database_finds_out_what_is_right_by_chance(sql, answer, gold, strict, suite):
+    row, = judged([(sql, answer, gold)], second="second", guesses={})
+    assert (row["strict"], row["suite"]) == (strict, suite)
+
+
+def test_many_rows_are_judged_as_each_alone():
+    rows = judged([(sql, answer, gold) for sql, answer, gold, _, _ in SUITE[:-1]], second="second", guesses={"1": "2"})
+    assert [row["suite"] for row in rows] == [suite for *_, suite in SUITE[:-1]]
+    assert list(rows[0]) == [*FIELDS, "blind", "suite"]
+
+
+def test_no_second_database_or_no_gold_sql_no_suite():
+    assert not any("suite" in row for row in judged([(COUNT, "2", COUNT), (None, "2", None)], second="", guesses={}))
+    with_gold, without = judged([(COUNT, "2", COUNT), (COUNT, "2", None)], second="second", guesses={})
+    assert with_gold["suite"] == 1 and "suite" not in without
+    assert "suite" not in summarise([with_gold, without], {"t": 2})["t"]
+    assert judged([], second="second", guesses={}) == []
+
+
+def test_a_blind_guess_is_right_where_it_is_the_whole_answer():
+    """The guess is "2": right for "2" and " 2", not for "2, 3" nor "12"; a kind that training has not seen has no guess."""
+    answers = ["2", " 2", "2, 3", "12"]
+    rows = judged([(None, answer, None) for answer in answers], second="", guesses={"1": "2"})
+    assert [row["blind"] for row in rows] == [1, 1, 0, 0]
+    assert [row["blind"] for row in judged([(None, "2", None)], second="", guesses={"other": "2"})] == [0]
+
+
+# ------------------------------------------------------------------------------------------------------------ before, after
+def figures(strict: float, ems: float, rems: float, errors: float, **more: float) -> dict:
+    return {"n": 2, "strict": strict, "ems": ems, "rems": rems, "error_rate": errors, **more}
+
+
+def test_before_and_after_to_the_letter():
+    """A line for each kind, by name; all together last. A blind guess is the same before and after."""
+    before = figures(20.0, 30.0, 40.0, 10.0, suite=15.0, blind=5.0) | {
+        "n": 4, "of": 4, "kinds": {"easy/b": figures(0.0, 0.0, 0.0, 100.0, suite=0.0, blind=0.0),
+                                   "easy/a": figures(33.33, 50.0, 66.67, 0.0, suite=33.0, blind=9.6)}}
+    after = figures(60.4, 70.0, 80.0, 0.0, suite=55.0, blind=5.0) | {
+        "n": 4, "of": 4, "kinds": {"easy/a": figures(66.67, 80.0, 90.0, 0.0, suite=66.0, blind=9.6),
+                                   "easy/b": figures(10.0, 20.0, 30.0, 40.0, suite=0.0, blind=0.0)}}
+    lines = before_after("dev", before, after).splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["dev", "strict", "EMS", "REMS", "errors", "suite", "blind"],
+        "easy/a 33→67 50→80 67→90 0→0 33→66 10".split(),
+        "easy/b 0→10 0→20 0→30 100→40 0→0 0".split()]
+    assert lines[3].split() == "all 4 20.0→60.4 30.0→70.0 40.0→80.0 10.0→0.0 15.0→55.0 5.0".split()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1          # flush on the right
+
+
+def test_before_and_after_without_a_second_database_to_the_letter():
+    before = figures(0.0, 0.0, 50.0, 100.0) | {"n": 1, "of": 1, "kinds": {"1": figures(0.0, 0.0, 50.0, 100.0)}}
+    after = figures(100.0, 100.0, 100.0, 0.0) | {"n": 1, "of": 1, "kinds": {"1": figures(100.0, 100.0, 100.0, 0.0)}}
+    shown = before_after("dev", before, after)
+    assert shown.splitlines()[:2] == [line for line in shown.splitlines() if "all" not in line]
+    assert [line.split() for line in shown.splitlines()[:2]] == [["dev", "strict", "EMS", "REMS", "errors"],
+                                                                 "1 0→100 0→100 50→100 100→0".split()]
+
+
+@pytest.mark.parametrize("split", list(athletes.SPLITS))
+def test_before_and_after_is_never_wider_than_80_columns(split):
+    """The widest there is, all athletes' kinds beside it: 99.9 everywhere, for 100 needs no decimal."""
+    every = figures(99.9, 99.9, 99.9, 99.9, suite=99.9, blind=99.9)
+    kinds = {kind.name: every for kind in athletes.KINDS}
+    summary = every | {"n": 9999, "of": 9999, "kinds": kinds}
+    shown = before_after(split, summary, summary).splitlines()
+    assert len(shown) == 1 + len(kinds) + 1 and max(map(len, shown)) <= 80
+
+
+def test_a_report_on_the_console(capsys):
+    """A table for each split, in their order, and what the two last columns are."""
+    right = figures(100.0, 100.0, 100.0, 0.0, blind=0.0)
+    one = right | {"n": 2, "of": 2, "kinds": {"k": right}}
+    record = {"steps": 3, "before": {"heldout": one, "dev": one}, "after": {"heldout": one, "dev": one}}
+    show_report(record)
+    shown = capsys.readouterr().out
+    for split in ("heldout", "dev"):
+        assert before_after(split, one, one) in shown
+    assert shown.index("heldout") < shown.index("dev") and max(map(len, shown.splitlines())) <= 80
 
 
 # ----------------------------------------------------------------------------------------------------------- predictions
@@ -115,7 +272,7 @@ def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
     """A question's row is the same whatever it is decoded beside, and whatever the config trains with. They come as they
     are decoded, short prompts first."""
     cfg = load_config(small_toml, ["run.out=unused"])
-    policy = start_policy(cfg.model, cfg.lora, cfg.generation, 0)
+    policy = load_start(cfg)
     asked = [question for split in ("train", "counterfactual", "medium") for question in load_questions(cfg.task.path, split)]
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
         def evaluated(questions, generation, batch):
@@ -136,3 +293,22 @@ def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
         assert evaluated(asked[::-1], cfg.generation, 16) == rows
         assert evaluated([], cfg.generation, 16) == []
         assert json.dumps(rows)
+
+
+def test_a_report_is_an_evaluation_with_luck_beside_it(sql_model, small_toml):
+    """Athletes of two splits: the same rows as without a report, each with blind and suite; the figures are those rows'."""
+    cfg = load_config(small_toml, ["run.out=unused", "task.kind=athletes", "task.template=compact"])
+    policy, train = load_start(cfg), load_split(cfg.task, "train")
+    splits = {split: load_split(cfg.task, split)[:40] for split in ("heldout", "counterfactual")}
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        rows, summary = report_splits(splits, train, policy, judge, cfg.generation, 16)
+        plain = list(evaluate_policy([*splits["heldout"], *splits["counterfactual"]], policy, judge, cfg.generation, 16))
+    assert [(row["split"], row["index"]) for row in rows] == [(split, index) for split in splits for index in range(40)]
+    assert sorted(plain, key=lambda row: (row["split"] != "heldout", row["index"])) == [
+        {name: row[name] for name in FIELDS} for row in rows]
+    assert summary == summarise(rows, {"heldout": 40, "counterfactual": 40}) and len(rows) == 80
+    guesses = blind_guesses(train)
+    for row in rows:
+        asked = splits[row["split"]][row["index"]]
+        assert list(row) == [*FIELDS, "blind", "suite"] and row["kind"] == asked.kind and row["suite"] <= row["strict"]
+        assert row["blind"] == (set(guesses[asked.kind].split(", ")) == set(asked.answer.split(", ")))

@@ -17,18 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigrpo.assemble import adapter_facts, start_policy
 from minigrpo.config import load_config
 from minigrpo.metrics import Clock, headline, progress
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.search import Completion
 from minigrpo.policy.weights import load_tensors
 from minigrpo.rollout import Group, Rollout
-from minigrpo.run import Run, checkpoints, show
+from minigrpo.run import Run, checkpoints, open_folder, show
+from minigrpo.start import adapter_facts, load_start
 from minigrpo.task.database import Execution
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import Reward
-from minigrpo.update import make_optimizer
+from minigrpo.update import make_optimizer, optimizer_tensors
 
 REPORT = {"kl": 0.0, "grad_norm": 1.0}
 
@@ -44,9 +44,9 @@ def enter(small_toml, tmp_path):
     """``enter("run.steps=2", resume=True)``: a Run on a real policy and optimiser, in one folder for the test."""
     def make(*overrides: str, resume: bool = False, out: Path = tmp_path / "run") -> Run:
         cfg = load_config(small_toml, [f"run.out={out}", *overrides])
-        policy = start_policy(cfg.model, cfg.lora, cfg.generation, cfg.run.seed)
-        facts = {"base": cfg.model.path, **adapter_facts(cfg.model, cfg.lora)}
-        return Run(cfg, policy, make_optimizer(policy.model, cfg.grpo), facts, resume=resume)
+        with open_folder(cfg, resume=resume):
+            policy = load_start(cfg)
+        return Run(cfg.run, policy, make_optimizer(policy.model, cfg.grpo), {"base": cfg.model.path, **adapter_facts(cfg)})
     return make
 
 
@@ -71,6 +71,10 @@ def adapters(run: Run) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in adapter_parameters(run.policy.model).values()]
 
 
+def moments_of(run: Run) -> dict[str, torch.Tensor]:
+    return optimizer_tensors(run.optimizer, adapter_parameters(run.policy.model))
+
+
 def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     return all(map(torch.equal, ours, theirs))
 
@@ -80,10 +84,10 @@ def test_a_saved_run_comes_back_bit_for_bit(enter):
     with enter("run.steps=3") as run:
         for step in run.steps():
             take_step(run, step)
-    before, moments = adapters(run), run._optimizer_tensors()
+    before, moments = adapters(run), moments_of(run)
     again = enter("run.steps=3", resume=True)
     assert again.done == 3 and same(adapters(again), before)
-    assert {name: tensor.tolist() for name, tensor in again._optimizer_tensors().items()} == \
+    assert {name: tensor.tolist() for name, tensor in moments_of(again).items()} == \
            {name: tensor.tolist() for name, tensor in moments.items()}
     # step, exp_avg and exp_avg_sq of A and B of 2 layers × 7 projections
     assert len(moments) == 3 * 2 * 14
@@ -216,7 +220,7 @@ def test_what_changes_no_result_may_change(enter):
     with enter("run.steps=1") as run:
         take_step(run, 0)
     again = enter("run.steps=9", "task.path=elsewhere", "database.connections=2", "run.save_every=7", "run.threads=2",
-                  "evaluation.questions=1", "run.evaluate_every=1", "run.sample_every=0", resume=True)
+                  "evaluation.batch=1", "run.evaluate_every=1", "run.sample_every=0", resume=True)
     assert list(zip(again.steps(), range(1))) == [(1, 0)]           # one done, the second is next
     assert load_config(run.folder / "config.toml").run.steps == 9
 
@@ -314,6 +318,146 @@ def test_an_evaluation_is_due_once_and_again_where_it_was_not_done(enter):
         again.record_evaluation("dev", {"strict": 1.0, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1})
         assert not again.evaluation_due()
     assert not enter("run.steps=3", "run.evaluate_every=2", resume=True).evaluation_due()
+
+
+# ----------------------------------------------------------------------------------------------------------------- reports
+def looked(strict: float) -> tuple[list[dict], dict[str, dict]]:
+    """What an evaluation of a split gives: rows, and their summary."""
+    return [{"split": "heldout", "index": 0, "answer": "Õ\u2028", "strict": strict}], {"heldout": {"n": 1, "strict": strict}}
+
+
+def unasked() -> tuple[list[dict], dict[str, dict]]:
+    raise AssertionError("it was evaluated again")
+
+
+def summary(run: Run) -> dict:
+    return json.loads((run.folder / "summary.json").read_text())
+
+
+def test_before_is_evaluated_once_and_after_when_there_are_steps_it_has_not_seen(enter):
+    """Two steps, reported; resumed with nothing to do; resumed for a third."""
+    with enter("run.steps=2") as run:
+        assert run.report("before", lambda: looked(10.0)) == {"steps": 0, "before": {"heldout": {"n": 1, "strict": 10.0}}}
+        for step in run.steps():
+            take_step(run, step)
+        run.report("after", lambda: looked(20.0))
+    whole = {"steps": 2, "before": {"heldout": {"n": 1, "strict": 10.0}}, "after": {"heldout": {"n": 1, "strict": 20.0}}}
+    assert summary(run) == whole
+    assert lines(run, "before.jsonl") == looked(10.0)[0] and lines(run, "after.jsonl") == looked(20.0)[0]
+
+    with enter("run.steps=2", resume=True) as run:
+        assert run.report("before", unasked) == whole == run.report("after", unasked)
+    with enter("run.steps=3", resume=True) as run:
+        assert run.report("before", unasked) == whole
+        for step in run.steps():
+            take_step(run, step)
+        assert run.report("after", lambda: looked(30.0)) == whole | {"steps": 3, "after": looked(30.0)[1]}
+    assert lines(run, "before.jsonl") == looked(10.0)[0] and lines(run, "after.jsonl") == looked(30.0)[0]
+    assert sorted(path.name for path in run.folder.iterdir() if "writing" in path.name) == []
+
+
+def test_a_run_without_steps_has_a_before_and_an_after(enter):
+    with enter("run.steps=0") as run:
+        run.report("before", lambda: looked(10.0))
+        assert run.report("after", lambda: looked(10.0)).keys() == {"steps", "before", "after"}
+
+
+def test_a_report_asked_for_when_all_is_done_has_both_moments(enter):
+    """Stopped before it could be made: the start policy is still at hand, so "before" is made up for."""
+    with enter("run.steps=1", 'evaluation.report=["heldout"]') as run:
+        take_step(run, 0)
+    with enter("run.steps=1", 'evaluation.report=["heldout"]', resume=True) as run:
+        run.report("before", lambda: looked(10.0))
+        run.report("after", lambda: looked(20.0))
+    assert summary(run) == {"steps": 1, "before": looked(10.0)[1], "after": looked(20.0)[1]}
+
+
+def test_what_was_reported_of_a_run_that_made_no_step_is_not_the_next_ones(enter):
+    """Stopped in its first step and started anew without --resume, with another seed: its "before" is of another start."""
+    with enter("run.steps=1") as run:
+        run.report("before", lambda: looked(10.0))
+    with enter("run.steps=1", "run.seed=1") as run:
+        assert run.report("before", lambda: looked(15.0))["before"] == looked(15.0)[1]
+    assert lines(run, "before.jsonl") == looked(15.0)[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_during_a_report_ends_at_once_and_it_is_made_up_for(enter, capsys, number, moment):
+    """The first signal: in the loop it would let the step finish, here it leaves. The steps so far are saved; resumed, what
+    was on record stays, and the report that was lost is done."""
+    def stopped() -> tuple[list[dict], dict[str, dict]]:
+        os.kill(os.getpid(), number)
+        raise AssertionError("it went on")
+
+    with pytest.raises(SystemExit) as left, enter("run.steps=2", "run.save_every=9") as run:
+        if moment == "after":
+            run.report("before", lambda: looked(10.0))
+            for step in run.steps():
+                take_step(run, step)
+        run.report(moment, stopped)
+    assert left.value.code == 128 + number and "stopping after this step" not in capsys.readouterr().out
+    assert not (run.folder / f"{moment}.jsonl").exists()
+    assert names(run) == (["step-000002"] if moment == "after" else [])
+    if moment == "after":
+        assert summary(run) == {"steps": 0, "before": looked(10.0)[1]}
+    else:
+        assert not (run.folder / "summary.json").exists()
+
+    with enter("run.steps=2", resume=True) as run:
+        assert run.done == (2 if moment == "after" else 0)
+        run.report("before", unasked if moment == "after" else lambda: looked(10.0))
+        for step in run.steps():
+            take_step(run, step)
+        run.report("after", lambda: looked(20.0))
+    assert summary(run) == {"steps": 2, "before": looked(10.0)[1], "after": looked(20.0)[1]}
+
+
+def test_a_signal_after_a_report_lets_the_step_finish_as_ever(enter):
+    with enter("run.steps=9", "run.evaluate_every=0") as run:
+        run.report("before", lambda: looked(10.0))
+        for step in run.steps():
+            os.kill(os.getpid(), signal.SIGTERM)
+            take_step(run, step)
+    assert run.signal == signal.SIGTERM and run.done == 1
+
+
+def test_a_report_that_fails_leaves_the_record_as_it_was(enter):
+    """A database that dies in the last evaluation: the steps are saved, "before" stands."""
+    with pytest.raises(OSError, match="^gone$"), enter("run.steps=1") as run:
+        run.report("before", lambda: looked(10.0))
+        take_step(run, 0)
+        run.report("after", lambda: (_ for _ in ()).throw(OSError("gone")))
+    assert summary(run) == {"steps": 0, "before": looked(10.0)[1]} and names(run) == ["step-000001"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- folder
+def test_a_folder_is_held_with_its_config_in_it_until_it_is_left(small_toml, tmp_path):
+    cfg = load_config(small_toml, [f"run.out={tmp_path}/run"])
+    with open_folder(cfg, resume=False) as folder:
+        assert folder == tmp_path / "run" and load_config(folder / "config.toml") == cfg
+        with pytest.raises(ValueError, match="run is in use by another process$"), open_folder(cfg, resume=False):
+            pass
+    with pytest.raises(RuntimeError), open_folder(cfg, resume=True):
+        raise RuntimeError
+    with open_folder(cfg, resume=True):                     # left by an error, it is free again
+        pass
+
+
+def test_a_warm_up_that_has_made_steps_is_a_run_already(small_toml, tmp_path):
+    """To be gone on with under the same config, or not at all; an empty record is none."""
+    cfg, other = (load_config(small_toml, [f"run.out={tmp_path}/run", f"run.seed={seed}"]) for seed in (0, 1))
+    with open_folder(cfg, resume=False) as folder:
+        (folder / "warmup.jsonl").touch()
+    with open_folder(cfg, resume=False):
+        (folder / "warmup.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(ValueError, match="already holds a run: go on with --resume"), open_folder(cfg, resume=False):
+        pass
+    with pytest.raises(ValueError, match="run.seed was 0 and is now 1"), open_folder(other, resume=True):
+        pass
+    with open_folder(cfg, resume=True):
+        pass
+    assert (folder / "warmup.jsonl").read_text() == '{"step": 0}\n'
 
 
 # ---------------------------------------------------------------------------------------------------------------- records

@@ -3,6 +3,8 @@
 What differs between families is in ``Architecture``. Which token sees which is the caller's: ``visible_QTS``.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +52,18 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.embed_tokens.weight.dtype
+
+
+def initialise(model: CausalLM, generator: torch.Generator) -> None:
+    """Random weights for a model that is to be trained from nothing: norms 1, all else normal with σ = 0.7 / √D; what adds to
+    the residual stream is smaller by √(2 · layers), as in GPT-2."""
+    architecture = model.architecture
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        else:
+            shrink = math.sqrt(2 * architecture.layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            nn.init.normal_(parameter, std=0.7 / math.sqrt(architecture.width) / shrink, generator=generator)
 
 
 class Decoder(nn.Module):

@@ -4,8 +4,12 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Iterable
 
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Rust
+
+EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,9 @@ class Tokenizer:
     rust: Rust
     stop_ids: tuple[int, ...]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt; BOS and the like are added as the file's own post-processor says."""
-        return self.rust.encode(text).ids
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a prompt; BOS and the like are added as the file's own post-processor says, unless not ``special``."""
+        return self.rust.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         """Text without special tokens."""
@@ -60,6 +64,22 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids}")
         stop_ids |= dict.fromkeys(ids)
     return Tokenizer(rust, tuple(stop_ids))
+
+
+def train_bpe(texts: Iterable[str], size: int) -> Rust:
+    """A byte-level BPE of at most ``size`` ids from ``texts``. Id 0 is ``<eos>``; every byte has a token.
+
+    Words (letters, digits, underscores) and runs of other signs, a space before them included, are never merged with each
+    other.
+    """
+    rust = Rust(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r" ?\w+| ?[^\s\w]+|\s"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    rust.decoder = decoders.ByteLevel()
+    rust.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=[EOS], show_progress=False,
+                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return rust
 
 
 def read_json(file: Path, *required: str) -> dict:

@@ -40,6 +40,16 @@ def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device | str 
     return Prompts(ids_QP.to(device), length_Q.to(device))
 
 
+def pad_completions(completions: Sequence[Sequence[Sequence[int]]], *,
+                    device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """K completions (token ids) of each of Q prompts → ids_QKC, right-padded with zeros, and mask_QKC: what is no padding."""
+    length_QK = torch.tensor([[len(ids) for ids in group] for group in completions])
+    mask_QKC = torch.arange(int(length_QK.max())) < length_QK[:, :, None]
+    ids_QKC = torch.zeros(mask_QKC.shape, dtype=torch.long)
+    ids_QKC[mask_QKC] = torch.tensor([token for group in completions for ids in group for token in ids], dtype=torch.long)
+    return ids_QKC.to(device), mask_QKC.to(device)
+
+
 # ---------------------------------------------------------------------------------------------------------- visibility
 def trunk_visibility(live_QP: Tensor) -> Tensor:
     """visible_QPP of the prompts alone: live tokens see live tokens up to themselves, padding sees itself."""

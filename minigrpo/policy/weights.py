@@ -1,13 +1,14 @@
-"""Model folders in, adapters in and out, as safetensors: strict about names and shapes. Knows no training.
+"""Model folders and adapters in and out, as safetensors: strict about names and shapes. Knows no training.
 
 A folder is Hugging Face's: config.json, model.safetensors or its shards with an index, tokenizer.json. Adapters are in
 peft's layout. Nothing is ever unpickled.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterable, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.lora import adapter_parameters
-from minigrpo.policy.model import CausalLM
+from minigrpo.policy.model import CausalLM, initialise
 from minigrpo.policy.stopping import Stopping, compile_stopping
-from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer, read_json
+from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, read_json, train_bpe
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,45 @@ def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, obj
         if names := sorted(odd):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{what} {problem} {', '.join(names[:3])}{more}")
+
+
+# ---------------------------------------------------------------------------------------------------- whole models, out
+def save_model(model: CausalLM, folder: Path, *, like: Path) -> None:
+    """Write ``model`` (without adapters) as a folder of its own; what is no weight is copied from the folder ``like``."""
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (like / name).is_file():
+            shutil.copyfile(like / name, folder / name)
+    _write_model(model, folder, read_json(like / "config.json"))
+
+
+def create_model(folder: Path, texts: Iterable[str], *, vocabulary: int, layers: int, width: int, heads: int, mlp_width: int,
+                 max_positions: int, generator: torch.Generator) -> None:
+    """Write a small Llama with random weights and a BPE trained on ``texts``: a folder like any other.
+
+    Sizes that make no model: ``ValueError``.
+    """
+    if heads < 1 or width % (2 * heads):
+        raise ValueError(f"model.new: the width {width} is no multiple of twice the {heads} heads: rotary positions turn "
+                         f"pairs")
+    tokenizer = train_bpe(texts, vocabulary)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "model_max_length": max_positions}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2) + "\n", encoding="utf-8")
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(),
+              "hidden_size": width, "intermediate_size": mlp_width, "num_hidden_layers": layers, "hidden_act": "silu",
+              "num_attention_heads": heads, "num_key_value_heads": heads, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+              "max_position_embeddings": max_positions, "tie_word_embeddings": True,
+              "eos_token_id": tokenizer.token_to_id(EOS)}
+    model = CausalLM(read_architecture(config, "model.new"))
+    initialise(model, generator)
+    _write_model(model, folder, config)
+
+
+def _write_model(model: CausalLM, folder: Path, config: Mapping) -> None:
+    dtype = str(model.dtype).removeprefix("torch.")
+    spelling = {name: dtype for name in ("dtype", "torch_dtype") if name in config} or {"torch_dtype": dtype}
+    (folder / "config.json").write_text(json.dumps({**config, **spelling}, indent=2) + "\n", encoding="utf-8")
+    save_tensors(folder / "model.safetensors", dict(model.named_parameters()))
 
 
 # ------------------------------------------------------------------------------------------------------------ adapters

@@ -30,6 +30,12 @@ Question: {question}
 Answer with a single SELECT query over these tables.
 SQL query:
 """,
+    # Our own, for models that are warmed up on it: fewer tokens.
+    "compact": """Tables:
+{schema}
+Question: {question}
+SQL:
+""",
 }
 
 
@@ -40,22 +46,38 @@ def render_prompt(template: str, question: str, schema: str) -> str:
     return TEMPLATES[template].format(question=question.strip(), schema=schema)
 
 
-def schema_text(tables: Tables, samples: int) -> str:
-    """The schema as DDL, each column with up to ``samples`` of its most frequent values as a comment; keys have none."""
-    return "\n".join(_with_samples(table, samples) + ";" for table in tables)
+def schema_text(template: str, tables: Tables, samples: int) -> str:
+    """The schema as a template wants it: DDL, or for "compact" a line ``Table(column, ...)`` each. Columns come with up to
+    ``samples`` of their most frequent values; keys have none."""
+    if template == "compact":
+        return "\n".join(f"{table.name}({', '.join(_signature(table, samples))})" for table in tables)
+    return "\n".join(_with_comments(table, samples) + ";" for table in tables)
 
 
-def _with_samples(table: Table, samples: int) -> str:
+def _signature(table: Table, samples: int) -> list[str]:
+    shown = _shown_values(table, samples)
+    return [column.name + (f" ({shown[i]})" if i in shown else "") for i, column in enumerate(table.columns)]
+
+
+def _with_comments(table: Table, samples: int) -> str:
     """CREATE TABLE's line i + 1 is column i; a comment goes behind it."""
     lines = create_table(table, {"INT": "INT", "TEXT": "TEXT"}).splitlines()
+    for i, text in _shown_values(table, samples).items():
+        lines[i + 1] += f" -- {text}"
+    return "\n".join(lines)
+
+
+def _shown_values(table: Table, samples: int) -> dict[int, str]:
+    """Place of a column → its sample values, for the columns that have some to show."""
+    shown = {}
     for i, column in enumerate(table.columns):
         if i == 0 or column.references or not samples:
             continue
         counts = Counter(row[i] for row in table.rows if row[i] is not None)
         values = [value for value, _ in counts.most_common(samples)]
         if values:
-            lines[i + 1] += f" -- {'' if len(counts) <= samples else 'e.g. '}{', '.join(map(_literal, values))}"
-    return "\n".join(lines)
+            shown[i] = f"{'' if len(counts) <= samples else 'e.g. '}{', '.join(map(_literal, values))}"
+    return shown
 
 
 def _literal(value: object) -> str:

@@ -1,8 +1,10 @@
 """Questions with known answers, and the order in which training meets them. Knows no file format and no model."""
 
 import random
-from dataclasses import dataclass
-from typing import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Sequence, TypeVar
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,21 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
+def shuffle_answers(questions: Sequence[Question], seed: int) -> list[Question]:
+    """A control: the same questions, the same answers, dealt out anew; nothing can be learned from them."""
+    answers = [question.answer for question in questions]
+    random.Random(f"minigrpo shuffled answers {seed}").shuffle(answers)
+    return [replace(question, answer=answer) for question, answer in zip(questions, answers)]
+
+
 @dataclass(frozen=True)
-class QuestionStream:
+class QuestionStream(Generic[Item]):
     """An endless, shuffled, resumable stream of batches: ``batch(step)`` depends on nothing but (seed, step).
 
     Each epoch visits every question once; a batch may cross from one epoch into the next.
     """
 
-    questions: Sequence[Question]
+    questions: Sequence[Item]
     size: int
     seed: int
 
@@ -50,7 +59,7 @@ class QuestionStream:
         if not self.questions:
             raise ValueError("there are no questions to draw a batch from")
 
-    def batch(self, step: int) -> list[Question]:
+    def batch(self, step: int) -> list[Item]:
         """The ``size`` questions of ``step`` (counted from 0)."""
         count = len(self.questions)
         places = range(step * self.size, (step + 1) * self.size)

@@ -1,10 +1,12 @@
-"""The decoder against transformers on tiny random checkpoints, and against itself on its three paths."""
+"""The decoder against transformers on tiny random checkpoints, and against itself on its three paths; random weights."""
+
+import math
 
 import pytest
 import torch
 
-from minigrpo.policy.architecture import RopeScaling
-from minigrpo.policy.model import stretched
+from minigrpo.policy.architecture import RopeScaling, read_architecture
+from minigrpo.policy.model import CausalLM, initialise, stretched
 from minigrpo.policy.search import GrowingTree
 from minigrpo.policy.tree import KVCache, pad_prompts, scoring_tree
 from minigrpo.policy.weights import load_model
@@ -202,6 +204,67 @@ def test_wrong_shapes_are_named(pair):
         model(random_ids(2, 5), visible_QTS=torch.ones(2, 5, 6, dtype=torch.bool))
     with pytest.raises(ValueError, match="positions_QT"):
         model(random_ids(2, 5), positions_QT=torch.arange(4).expand(2, 4))
+
+
+# ------------------------------------------------------------------------------------------------------- random weights
+def fresh(seed=0, **config):
+    """A Llama of D = 64 and 3 layers whose weights are drawn."""
+    sizes = dict(model_type="llama", vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+                 rms_norm_eps=1e-5, num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=True)
+    model = CausalLM(read_architecture(sizes | config))
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def test_random_weights_spread_as_documented():
+    """σ = 0.7 / √64 = 0.0875; o_proj and down_proj, which add to the residual stream, have 1 / √(2 · 3) of that, 0.0357.
+
+    n draws give σ with an error of σ / √(2n), and their mean one of σ / √n. The smallest tensor has n = 64 · 64: 1.1 % and
+    1.6 % of σ. Five of either are allowed: less than one chance in a million a tensor, and the seed is fixed.
+    """
+    for tied in (True, False):
+        for name, parameter in fresh(tie_word_embeddings=tied).named_parameters():
+            if "norm" in name:
+                assert parameter.eq(1).all(), name
+                continue
+            sigma = 0.7 / 8 / (math.sqrt(6) if name.split(".")[-2] in ("o_proj", "down_proj") else 1)
+            n = parameter.numel()
+            assert abs(float(parameter.detach().std()) / sigma - 1) < 5 / math.sqrt(2 * n), name
+            assert abs(float(parameter.detach().mean())) < 5 * sigma / math.sqrt(n), name
+
+
+def test_random_weights_are_normal():
+    # Of a normal variable 68.3 % lie within one σ, 95.4 % within two, 99.7 % within three; of a uniform one of the same σ
+    # 57.7 %, all and all. The embedding has 300 · 64 draws: the errors of these shares are 0.34, 0.15 and 0.04 points.
+    drawn = fresh().model.embed_tokens.weight.detach() / 0.0875
+    for within, share, error in [(1, 0.6827, 0.0034), (2, 0.9545, 0.0015), (3, 0.9973, 0.0004)]:
+        assert abs(float((drawn.abs() < within).float().mean()) - share) < 5 * error
+
+
+def test_random_weights_are_the_generators_and_no_two_tensors_are_alike():
+    one, same, other = (dict(fresh(seed).named_parameters()) for seed in (0, 0, 1))
+    for name in one:
+        assert one[name].equal(same[name]) and ("norm" in name or not one[name].equal(other[name])), name
+    layers = [one[f"model.layers.{i}.mlp.{part}.weight"] for i in range(3) for part in ("gate_proj", "up_proj")]
+    assert not any(layers[i].equal(layers[j]) for i in range(6) for j in range(i))
+
+
+def test_random_weights_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    model = CausalLM(fresh().architecture)
+    torch.set_rng_state(before)                                            # torch's own constructors draw from it
+    initialise(model, torch.Generator().manual_seed(0))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_what_a_layer_adds_is_smaller_the_more_layers_there_are():
+    """√(2 · layers): with twelve instead of three, weights that add to the residual stream are half as large, others the
+    same."""
+    few, many = ({name: float(parameter.detach().std()) for name, parameter in fresh(num_hidden_layers=n).named_parameters()
+                  if "norm" not in name} for n in (3, 12))
+    for name, std in few.items():
+        expected = 2.0 if name.split(".")[-2] in ("o_proj", "down_proj") else 1.0
+        assert abs(std / many[name] / expected - 1) < 0.08, name              # five errors of 1.1 % each, and both have one
 
 
 @pytest.mark.slow

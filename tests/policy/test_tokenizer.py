@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Rust
 
-from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
+from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, train_bpe
 
 TEXTS = ["SELECT name FROM athletes WHERE age > 30;\n", "naïve café — 東京 🏃‍♀️", "  two  spaces\tand tabs\r\n",
          "'it''s'"] * 4
@@ -96,6 +96,69 @@ def test_a_tokenizer_that_drops_the_first_space_has_it_in_its_bytes():
     assert b"".join(tokenizer.token_bytes[token] for token in ids) == " SELECT an é;".encode()
 
 
+def test_without_special_tokens_a_text_is_only_itself():
+    """The file's post-processor puts <s> before a prompt; not before what goes on from it."""
+    rust = Rust.from_str(MADE["sentencepiece"].to_str())
+    rust.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer, plain = Tokenizer(rust, ()), Tokenizer(MADE["sentencepiece"], ())
+    assert tokenizer.encode("SELECT an") == [1, *plain.encode("SELECT an"), 2]
+    for each in (tokenizer, plain):
+        assert each.encode("SELECT an", special=False) == plain.encode("SELECT an")
+
+
+# ------------------------------------------------------------------------------------------------------- one of our own
+NAMES = ["Ana", "Zoë", "Björk", "Oslo"]
+OURS = [text for name in NAMES for text in (
+    f"Tables:\nAthlete(athlete_id, name)\nQuestion: Where has {name} won 12 medals?\nSQL:\n",
+    f"SELECT Medal.location FROM Athlete WHERE Athlete.name = '{name}' AND birth_year < 1980")] * 3
+TRAINED = train_bpe(OURS, 400)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.one_of(
+    st.text(max_size=30), st.text(max_size=30, alphabet="SELECTan ;'\"\n\t\r_09(.é東🏃\u0301\u00a0\u200dǅ<>os")))
+def test_any_text_comes_back_from_a_trained_bpe(text):
+    """Whatever it was trained on: every byte has a token, so no text has a sign without one. (Only "<eos>" written out is the
+    stop token, as with any such file.)"""
+    tokenizer = Tokenizer(TRAINED, (0,))
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert b"".join(tokenizer.token_bytes[token] for token in ids) == text.encode()
+    assert ids == tokenizer.encode(text, special=False)                    # it adds nothing of its own
+
+
+def test_every_byte_has_a_token_and_eos_is_id_0():
+    tokenizer = Tokenizer(TRAINED, (0,))
+    assert TRAINED.token_to_id(EOS) == 0 and tokenizer.token_bytes[0] == b""
+    assert {bytes([byte]) for byte in range(256)} <= set(tokenizer.token_bytes)
+    assert len(set(tokenizer.token_bytes)) == TRAINED.get_vocab_size()       # and no two tokens are the same bytes
+
+
+@pytest.mark.parametrize("size", [257, 258, 300, 10_000])
+def test_a_trained_bpe_is_no_larger_than_asked(size):
+    """One id for <eos> and 256 for the bytes are the least; then merges, until the size is reached or nothing is left to
+    merge."""
+    got = train_bpe(OURS, size).get_vocab_size()
+    assert got == size if size <= 300 else 300 < got < size
+    assert train_bpe([], size).get_vocab_size() == 257
+
+
+def test_a_trained_bpe_is_a_pure_function_of_its_texts():
+    assert train_bpe(iter(OURS), 400).to_str() == TRAINED.to_str()
+    assert train_bpe(OURS[1::2], 400).to_str() != TRAINED.to_str()
+
+
+def test_words_are_not_merged_with_signs():
+    """No token has both: letters, digits and underscores on one side, other signs on the other; a newline is by itself."""
+    for added in Tokenizer(TRAINED, ()).token_bytes:
+        text = added.decode("utf-8", "ignore")                              # half a character says nothing
+        assert len({sign.isalnum() or sign == "_" for sign in text.removeprefix(" ")}) <= 1, added
+        assert "\n" not in text or text == "\n"
+
+
+# BUG in the package, left failing: " ?\w+" takes a capitalised word together with the space before it, as a pattern is tried
+# from the left and the space comes first; so " Ana" and "'Ana" are two different tokens, against train_bpe's docstring.
+# Proposed: r"\p{Lu}\p{Ll}+| (?=\p{Lu}\p{Ll})| ?\w+| ?[^\s\w]+|\s", by which such a space stands alone.
 # ------------------------------------------------------------------------------------------------------------- the file
 def write(folder, rust=MADE["byte-level"], **files):
     rust.save(str(folder / "tokenizer.json"))

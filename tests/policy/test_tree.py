@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from minigrpo.policy.tree import KVCache, Prompts, pad_prompts, scoring_tree, trunk_visibility, within_window
+from minigrpo.policy.tree import KVCache, Prompts, pad_completions, pad_prompts, scoring_tree, trunk_visibility, within_window
 
 O, X = False, True
 
@@ -30,6 +30,31 @@ def test_prompts_are_padded_on_the_right_with_zeros():
 def test_a_prompt_without_tokens_is_refused(prompts):
     with pytest.raises(ValueError, match="no tokens"):
         pad_prompts(prompts)
+
+
+def test_completions_are_padded_on_the_right_with_zeros():
+    # The longest has three tokens, so C = 3. A token 0 is a token like any other: the mask counts, not the ids.
+    ids_QKC, mask_QKC = pad_completions([[[5], [6, 0, 8]], [[], [0, 0]]])
+    assert ids_QKC.tolist() == [[[5, 0, 0], [6, 0, 8]], [[0, 0, 0], [0, 0, 0]]]
+    assert mask_QKC.tolist() == [[[X, O, O], [X, X, X]], [[O, O, O], [X, X, O]]]
+    assert ids_QKC.dtype == torch.long and mask_QKC.dtype == torch.bool
+
+
+def test_completions_without_any_token_have_no_slots():
+    ids_QKC, mask_QKC = pad_completions([[[], []]])
+    assert ids_QKC.shape == mask_QKC.shape == (1, 2, 0)
+
+
+@given(st.data())
+def test_what_is_under_the_mask_is_what_was_given(data):
+    """Q × K lists in, the same lists out; behind each of them zeros; and no slot that nobody needs."""
+    Q, K = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    completion = st.lists(st.integers(0, 9), max_size=5)
+    completions = data.draw(st.lists(st.lists(completion, min_size=K, max_size=K), min_size=Q, max_size=Q))
+    ids_QKC, mask_QKC = pad_completions(completions)
+    assert [[ids_QKC[q, k, mask_QKC[q, k]].tolist() for k in range(K)] for q in range(Q)] == completions
+    assert not ids_QKC[~mask_QKC].any() and ids_QKC.shape == (Q, K, max(len(ids) for group in completions for ids in group))
+    assert not (mask_QKC[:, :, 1:] & ~mask_QKC[:, :, :-1]).any()           # padding is never before a token
 
 
 def test_trunk_visibility_by_hand():

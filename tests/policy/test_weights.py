@@ -11,10 +11,12 @@ import threading
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, freeze_reference, reference
-from minigrpo.policy.weights import adapter_config, find_model, load_adapter, load_model, load_policy, save_adapter
+from minigrpo.policy.weights import (adapter_config, create_model, find_model, load_adapter, load_model, load_policy,
+                                     save_adapter, save_model)
 
 
 def random_ids(*shape):
@@ -357,3 +359,144 @@ def test_an_index_that_is_no_table_and_an_adapter_without_a_rank(sql_model, tmp_
         {"peft_type": "LORA", "r": "x", "lora_alpha": 2, "target_modules": ["q_proj"]}))
     with pytest.raises(ValueError, match="adapter_config.json: r must be a positive integer and lora_alpha a number, got 'x', 2$"):
         adapter_config(folder)
+
+
+# -------------------------------------------------------------------------------------------------- a model of our own, new
+TEXTS = [f"Question: Where was {name}?\nSQL:\nSELECT Medal.location FROM Athlete WHERE name = '{name}'"
+         for name in ("Ana", "Zoë")] * 3
+SMALL = dict(vocabulary=300, layers=2, width=16, heads=4, mlp_width=24, max_positions=64)
+
+
+def new_folder(folder, seed=0, **changed):
+    folder.mkdir()
+    create_model(folder, TEXTS, generator=torch.Generator().manual_seed(seed), **SMALL | changed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def new_model(tmp_path_factory):
+    return new_folder(tmp_path_factory.mktemp("made") / "new")
+
+
+def logits_of(model):
+    """Logits as such, of ids that every vocabulary here has; transformers' models wrap them."""
+    out = model(random_ids(2, 12))
+    return (model.logits(out) if isinstance(out, torch.Tensor) else out.logits).detach().float()
+
+
+def assert_near(got, expected, tolerance=1e-5):
+    assert float((got - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def test_a_new_model_is_a_policy_of_the_sizes_asked_for(new_model):
+    policy = load_policy(new_model, dtype=torch.float32, device="cpu")
+    architecture = policy.model.architecture
+    assert (architecture.layers, architecture.width, architecture.heads, architecture.mlp_width) == (2, 16, 4, 24)
+    assert architecture.max_positions == 64 and architecture.head_size == 16 // 4
+    # The vocabulary is what the tokenizer has, at most the 300 asked for, and it stops at its one stop token, id 0.
+    assert architecture.vocabulary == len(policy.tokenizer.token_bytes) == policy.tokenizer.rust.get_vocab_size() <= 300
+    assert policy.tokenizer.stop_ids == (0,) and policy.stopping.ends_UV[0].nonzero().flatten().tolist() == [0]
+    # Embedding V · D, which is the head too; per layer 4 D², 3 D · 24 and two norms; the last norm.
+    parameters = architecture.vocabulary * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
+    assert sum(parameter.numel() for parameter in policy.model.parameters()) == parameters
+
+
+def test_transformers_reads_a_new_model_and_its_tokenizer_alike(new_model):
+    """As anybody would who is given the folder: no class named, no argument."""
+    policy = load_policy(new_model, dtype=torch.float32, device="cpu")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(new_model)
+    words = transformers.AutoTokenizer.from_pretrained(new_model)
+    assert type(theirs) is transformers.LlamaForCausalLM and theirs.dtype == torch.float32
+    assert_near(logits_of(policy.model), logits_of(theirs))
+    assert (words.eos_token, words.eos_token_id, words.model_max_length) == ("<eos>", 0, 64)
+    assert len(words) == len(policy.tokenizer.token_bytes)
+    for text in [*TEXTS, "  two  spaces\tnaïve 東京 🏃\n'it''s'", "a<eos>b"]:
+        ids = policy.tokenizer.encode(text)
+        assert words(text)["input_ids"] == ids
+        assert words.decode(ids, skip_special_tokens=True) == policy.tokenizer.decode(ids)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_weights(tmp_path, new_model):
+    again, other = (contents(new_folder(tmp_path / name, seed)) for name, seed in (("again", 0), ("other", 1)))
+    assert again == contents(new_model)
+    assert [name for name in again if again[name] != other[name]] == ["model.safetensors"]
+
+
+# BUG in the package, {"heads": 0} left failing: it is a ZeroDivisionError, where the docstring promises a ValueError (a config
+# cannot ask for it). Proposed, in create_model: if heads < 1 or width % (2 * heads).
+@pytest.mark.parametrize("changed, sentence", [
+    # Of width 18, four heads would use 16; of width 12, each would have 3; of 16, each of 32 would have half a number.
+    ({"width": 18}, "the width 18 is no multiple of twice the 4 heads: rotary positions turn pairs"),
+    ({"width": 12}, "the width 12 is no multiple of twice the 4 heads: rotary positions turn pairs"),
+    ({"heads": 32}, "the width 16 is no multiple of twice the 32 heads: rotary positions turn pairs"),
+    ({"heads": 0}, "the width 16 is no multiple of twice the 0 heads: rotary positions turn pairs"),
+    ({"layers": 0}, "the model's layers must be a positive integer, got 0"),
+    ({"mlp_width": 0}, "the model's mlp_width must be a positive integer, got 0"),
+])
+def test_sizes_that_make_no_model_are_one_sentence(tmp_path, changed, sentence):
+    assert refusal(new_folder, tmp_path / "new", **changed) == f"model.new: {sentence}"
+
+
+# ---------------------------------------------------------------------------------------------------- a model that was moved
+def moved(folder, dtype=torch.float32):
+    """The model of a folder with all its weights changed."""
+    model, draw = load(folder, dtype), torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        parameter.data += (0.1 * torch.randn(parameter.shape, generator=draw)).to(dtype)
+    return model
+
+
+def saved(model, folder, *, like):
+    folder.mkdir()
+    save_model(model, folder, like=like)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_model_has_its_weights_and_everything_else_of_the_folder_it_is_like(new_model, tmp_path, dtype):
+    model = moved(new_model, dtype)
+    folder = saved(model, tmp_path / "base", like=new_model)
+    before, after = contents(new_model), contents(folder)
+    assert before.keys() == after.keys() and before["model.safetensors"] != after["model.safetensors"]
+    assert all(before[name] == after[name] for name in ("tokenizer.json", "tokenizer_config.json"))
+    name_of_dtype = str(dtype).removeprefix("torch.")
+    assert json.loads(after["config.json"]) == json.loads(before["config.json"]) | {"torch_dtype": name_of_dtype}
+    # It moved, and what is read back is what was written, to the bit; transformers takes the dtype from config.json.
+    policy = load_policy(folder, dtype=dtype, device="cpu")
+    assert logits_of(policy.model).equal(logits_of(model)) and not logits_of(model).allclose(logits_of(load(new_model, dtype)))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert theirs.dtype == dtype
+    assert all(tensor.equal(dict(model.named_parameters())[name]) for name, tensor in theirs.named_parameters())
+    if dtype == torch.float32:
+        assert_near(logits_of(model), logits_of(theirs))
+
+
+def test_a_saved_model_keeps_the_files_stop_ids_and_its_spelling_of_the_dtype(checkpoint, tmp_path):
+    """transformers writes "dtype" today and wrote "torch_dtype" before: the one that is there is corrected, no second one is
+    added. generation_config.json has stop ids, so it belongs to the folder."""
+    for family, spelling in [("llama", "dtype"), ("qwen2", "torch_dtype"), ("gemma", "torch_dtype")]:
+        like = tmp_path / family
+        shutil.copytree(checkpoint(family)[0], like)
+        config = json.loads((like / "config.json").read_text())
+        config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")} | {spelling: "float32"}
+        (like / "config.json").write_text(json.dumps(config))
+        (like / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+        model = moved(like, torch.bfloat16)
+        folder = saved(model, tmp_path / f"{family} saved", like=like)
+        assert json.loads((folder / "config.json").read_text()) == config | {spelling: "bfloat16"}
+        assert (folder / "generation_config.json").read_text() == '{"eos_token_id": [2, 7]}'
+        assert logits_of(load(folder, torch.bfloat16)).equal(logits_of(model))
+
+
+def test_a_model_like_a_sharded_one_is_saved_whole(checkpoint, tmp_path):
+    """The index of the shards is not copied: it would name files that are not there."""
+    _, theirs = checkpoint("llama")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert (tmp_path / "shards/model.safetensors.index.json").is_file()
+    model = moved(tmp_path / "shards")
+    folder = saved(model, tmp_path / "whole", like=tmp_path / "shards")
+    assert logits_of(load(folder)).equal(logits_of(model))

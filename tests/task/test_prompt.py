@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigrpo.task.database import Column, Table
-from minigrpo.task.prompt import extract_sql, render_prompt, schema_text
+from minigrpo.task.prompt import TEMPLATES, extract_sql, render_prompt, schema_text
 
 OWNER = Table("Owner", (Column("owner_id", "INT"), Column("name", "TEXT")),
               ((1, "Zoë"), (2, "O'Hara"), (3, "O'Hara"), (4, "Ann"), (5, None)))
@@ -27,32 +27,66 @@ CREATE TABLE Pet (
 
 
 def test_schema_with_samples():
-    assert schema_text([OWNER, PET], 2) == SCHEMA
+    assert schema_text("plain", [OWNER, PET], 2) == SCHEMA
 
 
 def test_schema_without_samples_is_plain_ddl():
-    assert "--" not in schema_text([OWNER, PET], 0)
+    assert "--" not in schema_text("plain", [OWNER, PET], 0)
 
 
 def test_a_column_without_values_has_no_samples():
-    assert "--" not in schema_text([Table("T", OWNER.columns, ((1, None),))], 3)
+    assert "--" not in schema_text("plain", [Table("T", OWNER.columns, ((1, None),))], 3)
+
+
+# The same values in the same order; a line for a table, and neither types nor references: the names say which key is which.
+COMPACT = """\
+Owner(owner_id, name (e.g. 'O''Hara', 'Zoë'))
+Pet(pet_id, owner_id, born (2001, 2002))"""
+
+
+def test_the_compact_schema_with_samples():
+    assert schema_text("compact", [OWNER, PET], 2) == COMPACT
+
+
+def test_the_compact_schema_without_samples_is_names_alone():
+    assert schema_text("compact", [OWNER, PET], 0) == "Owner(owner_id, name)\nPet(pet_id, owner_id, born)"
+
+
+def test_a_column_without_values_has_no_samples_in_the_compact_schema():
+    assert schema_text("compact", [Table("T", OWNER.columns, ((1, None),))], 3) == "T(owner_id, name)"
+
+
+def test_only_compact_has_a_schema_of_its_own():
+    assert schema_text("sqlcoder", [OWNER, PET], 2) == schema_text("plain", [OWNER, PET], 2) == SCHEMA
+
+
+@given(st.integers(0, 6))
+def test_both_schemas_show_the_same_samples(samples):
+    """Told apart by their signs only: what stands behind "--" in DDL stands in brackets in the compact schema."""
+    shown = [line.partition(" -- ")[2] for line in schema_text("plain", [OWNER, PET], samples).splitlines() if " -- " in line]
+    compact = schema_text("compact", [OWNER, PET], samples)
+    assert all(f" ({text})" in compact for text in shown)
+    assert compact.count(" (") == len(shown) == (2 if samples else 0)
 
 
 def test_templates_to_the_letter():
     assert render_prompt("plain", " Who? ", "S") == (
         "The database has these tables:\n\nS\n\nQuestion: Who?\n"
         "Answer with a single SELECT query over these tables.\nSQL query:\n")
+    assert render_prompt("compact", " Who? ", "S(a)\nT(b)") == "Tables:\nS(a)\nT(b)\nQuestion: Who?\nSQL:\n"
     sqlcoder = render_prompt("sqlcoder", "Who?", "S")
     assert sqlcoder.startswith("### Task\nGenerate a SQL query to answer [QUESTION]Who?[/QUESTION]\n\n### Database Schema\n")
     assert sqlcoder.endswith("here is the SQL query that [QUESTION]Who?[/QUESTION]\n[SQL]\n")
 
 
 def test_braces_in_question_and_schema_are_text():
-    assert "{question} {0}" in render_prompt("plain", "{question} {0}", "{schema}")
+    for template in TEMPLATES:
+        rendered = render_prompt(template, "{question} {0}", "{schema}")
+        assert "{question} {0}" in rendered and "{schema}" in rendered
 
 
 def test_an_unknown_template_names_the_known():
-    with pytest.raises(ValueError, match="expected one of sqlcoder, plain, got 'chatml'"):
+    with pytest.raises(ValueError, match="expected one of sqlcoder, plain, compact, got 'chatml'"):
         render_prompt("chatml", "q", "s")
 
 

@@ -1,10 +1,13 @@
-"""The order in which training meets its questions: every question once an epoch, and no state to resume."""
+"""The order in which training meets its questions: every question once an epoch, and no state to resume; and a control."""
+
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrpo.task.questions import Question, QuestionStream, epoch_order
+from minigrpo.task.questions import Question, QuestionStream, epoch_order, shuffle_answers
 
 
 def some(count: int) -> list[Question]:
@@ -66,3 +69,32 @@ def test_no_questions_is_an_error() -> None:
 def test_a_question_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         some(1)[0].answer = "easier"
+
+
+# -------------------------------------------------------------------------------------------------------------- the control
+@given(st.lists(st.sampled_from(["Yes", "No", "1", "2"])), st.integers(0, 10**6))
+def test_answers_dealt_out_anew_are_the_same_answers_to_the_same_questions(answers: list[str], seed: int) -> None:
+    """But for the answer every question is what it was, gold SQL and id included, and it stays where it was."""
+    questions = [replace(question, answer=answer, gold_sql=f"SELECT {question.index}" if question.index % 2 else None)
+                 for question, answer in zip(some(len(answers)), answers)]
+    shuffled = shuffle_answers(questions, seed)
+    assert [replace(question, answer="") for question in shuffled] == [replace(question, answer="") for question in questions]
+    assert Counter(question.answer for question in shuffled) == Counter(answers)
+    assert [question.answer for question in questions] == answers         # what was given is left alone
+    assert shuffled == shuffle_answers(questions, seed)                   # nothing but its arguments decides
+
+
+def test_answers_move_and_where_to_is_the_seeds() -> None:
+    # 50 different answers have 50! orders: two alike, or one that moves nothing, would be no accident. Of 50 answers one
+    # stays at its place on average; that six or more do has a chance of less than one in a thousand (1/6! + 1/7! + ... of
+    # 1/e each), and the seeds are fixed.
+    before = [str(i) for i in range(50)]
+    dealt = [[question.answer for question in shuffle_answers(some(50), seed)] for seed in range(5)]
+    assert len(set(map(tuple, dealt))) == 5
+    for answers in dealt:
+        assert sum(one == other for one, other in zip(before, answers)) < 6
+
+
+def test_answers_are_not_dealt_in_the_order_of_an_epoch() -> None:
+    """The same seed orders the epochs: the control is a draw of its own."""
+    assert [question.answer for question in shuffle_answers(some(50), 3)] != [str(i) for i in epoch_order(50, 3, 0)]

@@ -1,0 +1,157 @@
+"""What GRPO starts from: a model that is given, made new, or either after a warm-up. Made once, kept in the run's folder.
+
+    out/new        a small model with random weights          model.path = "new"
+    out/base       the model after a full warm-up             warmup.method = "full"
+    out/warmup     the adapter after a LoRA warm-up           warmup.method = "lora"
+
+Each is an ordinary folder, written whole and read back by the loader that reads any other.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Callable, Sequence
+
+import torch
+
+from minigrpo import config
+from minigrpo.evaluate import evaluate_policy, summarise
+from minigrpo.files import whole_folder
+from minigrpo.policy.lora import add_lora, adapter_parameters, freeze_reference
+from minigrpo.policy.weights import (Policy, adapter_config, create_model, find_model, load_adapter, load_policy, save_adapter,
+                                     save_model)
+from minigrpo.rollout import Judge
+from minigrpo.runtime import choose_device, choose_dtype, generator
+from minigrpo.task.questions import Question, epoch_order
+from minigrpo.warmup import encode_examples, warm_up
+
+
+# --------------------------------------------------------------------------------------------------------- where it stands
+def base_path(cfg: config.Config) -> str:
+    """The folder or hub id of the frozen weights under the adapters."""
+    if cfg.warmup.source and cfg.warmup.method == "full":
+        return str(Path(cfg.run.out) / "base")
+    return _untaught(cfg)
+
+
+def _untaught(cfg: config.Config) -> str:
+    return str(Path(cfg.run.out) / "new") if cfg.model.path == "new" else cfg.model.path
+
+
+def start_adapter(cfg: config.Config) -> str:
+    """The adapter that is the reference policy, or "": the base itself is. ``model.adapter``, but for a warm-up by LoRA; an
+    adapter given to be evaluated is always that."""
+    if cfg.warmup.source and cfg.warmup.method == "lora" and not cfg.model.adapter:
+        return str(Path(cfg.run.out) / "warmup")
+    return cfg.model.adapter
+
+
+def adapter_facts(cfg: config.Config) -> dict:
+    """rank, alpha, targets and rank_stabilised: the config's, or those of the adapter that training starts from."""
+    if cfg.model.adapter:
+        return adapter_config(Path(cfg.model.adapter))
+    return {"rank": cfg.lora.rank, "alpha": cfg.lora.alpha, "targets": cfg.lora.targets,
+            "rank_stabilised": cfg.lora.rank_stabilised}
+
+
+def load_start(cfg: config.Config) -> Policy:
+    """The base with adapters on top: fresh ones that change nothing yet, or the start adapter, which is then the reference.
+
+    What ``make_start`` should have made and has not: ``ValueError``.
+    """
+    base, adapter = base_path(cfg), start_adapter(cfg)
+    for made, given in ((base, cfg.model.path), (adapter, cfg.model.adapter)):
+        if made != given and not Path(made).is_dir():
+            raise ValueError(f"{made} is not there yet: train.py makes what this config starts from")
+    policy = _load(cfg, base)
+    if adapter:
+        load_adapter(policy.model, Path(adapter))
+        freeze_reference(policy.model)
+    return policy
+
+
+def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:
+    device = choose_device(cfg.model.device)
+    policy = load_policy(base, dtype=dtype or choose_dtype(cfg.model.dtype, device), device=device,
+                         stop_strings=cfg.generation.stop_strings)
+    if adapters:
+        add_lora(policy.model, **adapter_facts(cfg), generator=generator(cfg.run.seed, 0, "adapters"))
+    return policy
+
+
+# ---------------------------------------------------------------------------------------------------------- how it is made
+def check_start(cfg: config.Config, train: Sequence[Question]) -> None:
+    """Before anything is loaded: whether the warm-up has what it needs. Else ``ValueError``."""
+    if not cfg.warmup.source:
+        return
+    known = sum(question.gold_sql is not None for question in train)
+    if not known:
+        raise ValueError(f"warmup.source: {cfg.warmup.source} has no gold SQL for the split {cfg.task.split}")
+    if known < cfg.warmup.examples:
+        raise ValueError(f"warmup.examples: {cfg.warmup.examples} were asked for, {cfg.warmup.source} has gold SQL for "
+                         f"{known} questions of the split {cfg.task.split}")
+    if cfg.model.adapter:
+        raise ValueError("model.adapter: a warm-up makes its own start; take one of model.adapter and warmup.source")
+
+
+def check_prompts_fit(policy: Policy, judge: Judge, questions: Sequence[Question], max_new_tokens: int) -> None:
+    """Before anything is computed: every prompt and its completion fit the context. Else ``ValueError``."""
+    limit = policy.model.architecture.max_positions
+    for question in questions:
+        length = len(policy.tokenizer.encode(judge.prompt(question)))
+        if length + max_new_tokens > limit:
+            raise ValueError(f"the prompt of {question.id} has {length} tokens; with generation.max_new_tokens = "
+                             f"{max_new_tokens} that is more than the model's context of {limit}: lower it, or "
+                             f"task.samples")
+
+
+def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> None:
+    """Make what is not there yet in the run's folder. ``train``: questions, some with gold SQL; ``asked``: what ``stop_at`` is
+    measured on."""
+    out = Path(cfg.run.out)
+    if cfg.model.path == "new" and not (out / "new").exists():
+        with whole_folder(out / "new") as aside:
+            create_model(aside, _texts(judge.prompt, train), generator=generator(cfg.run.seed, 0, "weights"),
+                         **{name: value for name, value in vars(cfg.model.new).items()})
+    if not cfg.warmup.source:
+        return
+    made = out / ("base" if cfg.warmup.method == "full" else "warmup")
+    if made.exists():
+        return
+    policy = _warm_policy(cfg, judge, train, asked)
+    with whole_folder(made) as aside:
+        if cfg.warmup.method == "full":
+            model = policy.model.to(choose_dtype(cfg.model.dtype, policy.model.device))
+            save_model(model, aside, like=find_model(_untaught(cfg)))
+        else:
+            save_adapter(policy.model, aside, base=_untaught(cfg), **adapter_facts(cfg))
+    shutil.rmtree(out / "warmup-state", ignore_errors=True)
+
+
+def _texts(prompt: Callable[[Question], str], train: Sequence[Question]) -> list[str]:
+    return [text for question in train for text in (prompt(question), question.gold_sql or "")]
+
+
+def _warm_policy(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> Policy:
+    full = cfg.warmup.method == "full"
+    # All weights move in float32 whatever they are kept in: bf16 would swallow the small steps.
+    policy = _load(cfg, _untaught(cfg), adapters=not full, dtype=torch.float32 if full else None)
+    parameters = dict(policy.model.named_parameters()) if full else adapter_parameters(policy.model)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    check_prompts_fit(policy, judge, [*train, *asked], cfg.generation.max_new_tokens)
+    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, policy,
+                               cfg.generation.stop_strings)
+
+    def score() -> float:
+        rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
+        return summarise(rows, {cfg.evaluation.split: len(asked)})[cfg.evaluation.split]["strict"]
+
+    warm_up(policy.model, parameters, examples, cfg.warmup, seed=cfg.run.seed, micro_batch_tokens=cfg.grpo.micro_batch_tokens,
+            max_grad_norm=cfg.grpo.max_grad_norm, save_every=cfg.run.save_every, score=score, folder=Path(cfg.run.out))
+    return policy
+
+
+def draw_examples(train: Sequence[Question], count: int, seed: int) -> list[Question]:
+    """``count`` questions with gold SQL, drawn by ``seed``."""
+    known = [question for question in train if question.gold_sql is not None]
+    return [known[place] for place in epoch_order(len(known), seed, 0)[:count]]

@@ -1,0 +1,95 @@
+"""Supervised steps on gold SQL, before GRPO: a start that can be climbed from. Knows no reward and no database.
+
+Copying a name from the question into the SQL is learned all of a sudden, so a count of steps says little about how good a
+small model has become. ``stop_at`` ends the warm-up by what it can do, and slows it down on the way there.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from minigrpo import config
+from minigrpo.files import whole_folder
+from minigrpo.metrics import JsonLines, progress, say
+from minigrpo.policy.model import CausalLM
+from minigrpo.policy.weights import Policy, load_tensors, save_tensors
+from minigrpo.task.questions import Question, QuestionStream
+from minigrpo.update import load_optimizer, optimizer_tensors, supervised_update
+
+RISE = 20                                       # steps in which the learning rate reaches its height
+SLOWEST = 0.1                                   # of the learning rate, near stop_at
+
+Example = tuple[list[int], list[int]]           # ids of the prompt, ids of the SQL with what ends it
+
+
+def encode_examples(questions: Sequence[Question], prompt: Callable[[Question], str], policy: Policy,
+                    stop_strings: Sequence[str]) -> list[Example]:
+    """Gold SQL as the policy would have to write it: ended by the first stop string, or else by its stop token.
+
+    One that does not fit the context together with its prompt: ``ValueError``.
+    """
+    end = stop_strings[0] if stop_strings else ""
+    token = [] if stop_strings else list(policy.tokenizer.stop_ids[:1])
+    if not end and not token:
+        raise ValueError("warmup: nothing ends a completion: no eos_token_id in the model, no generation.stop_strings")
+    examples = []
+    for question in questions:
+        written = policy.tokenizer.encode(question.gold_sql.rstrip("; \t\r\n") + end, special=False) + token
+        examples.append((policy.tokenizer.encode(prompt(question)), written))
+        if (length := sum(map(len, examples[-1]))) > policy.model.architecture.max_positions:
+            raise ValueError(f"warmup: prompt and gold SQL of {question.id} have {length} tokens, the model's context is "
+                             f"{policy.model.architecture.max_positions}")
+    return examples
+
+
+def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: Sequence[Example], cfg: config.Warmup, *,
+            seed: int, micro_batch_tokens: int, max_grad_norm: float, save_every: int, score: Callable[[], float],
+            folder: Path) -> None:
+    """Move ``parameters`` (all of the model's, or its adapters') until all epochs are over or ``score()`` is ``stop_at``.
+
+    The learning rate rises over 20 steps, then falls: with the part of the way to ``stop_at`` that is left, or, without it,
+    evenly over the steps. ``folder`` holds a record of the steps and, meanwhile, the newest state to go on from.
+    """
+    optimizer = torch.optim.AdamW(parameters.values(), lr=cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    stream, total = QuestionStream(examples, cfg.batch, seed), math.ceil(len(examples) * cfg.epochs / cfg.batch)
+    state = folder / "warmup-state"
+    done, reached = _load(state, optimizer, parameters) if state.exists() else (0, 0.0)
+    records = JsonLines(folder / "warmup.jsonl", keep_below=done)
+    with progress(total, "warm-up", initial=done) as bar:
+        while done < total and not (cfg.stop_at and reached >= cfg.stop_at):
+            pace = max(SLOWEST, 1 - reached / cfg.stop_at) if cfg.stop_at else 1 - done / total
+            for group in optimizer.param_groups:
+                group["lr"] = cfg.learning_rate * min(1.0, (done + 1) / RISE) * pace
+            record = {"step": done, **supervised_update(model, optimizer, stream.batch(done), max_grad_norm=max_grad_norm,
+                                                        micro_batch_tokens=micro_batch_tokens)}
+            done += 1
+            if cfg.stop_at and (done % cfg.look_every == 0 or done == total):
+                reached = record["strict"] = score()
+            records.write(record)
+            bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {reached:.0f}%" if cfg.stop_at else ""))
+            bar.update()
+            if done % save_every == 0:
+                _save(state, done, reached, optimizer, parameters)
+    records.close()
+    if cfg.stop_at and reached < cfg.stop_at:
+        say(f"warm-up: all {cfg.epochs} epochs are over at {reached:.1f} % strict, below warmup.stop_at = {cfg.stop_at:g}")
+
+
+def _save(folder: Path, done: int, reached: float, optimizer: torch.optim.Optimizer,
+          parameters: Mapping[str, nn.Parameter]) -> None:
+    with whole_folder(folder) as aside:
+        save_tensors(aside / "parameters.safetensors", parameters)
+        save_tensors(aside / "optimizer.safetensors", optimizer_tensors(optimizer, parameters))
+        (aside / "state.json").write_text(json.dumps({"step": done, "strict": reached}) + "\n", encoding="utf-8")
+
+
+def _load(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> tuple[int, float]:
+    for name, tensor in load_tensors(folder / "parameters.safetensors").items():
+        parameters[name].data.copy_(tensor)
+    load_optimizer(optimizer, parameters, load_tensors(folder / "optimizer.safetensors"))
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return state["step"], state["strict"]
