@@ -14,6 +14,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,7 +27,7 @@ from minigrpo.files import lock_folder, whole_folder
 from minigrpo.metrics import Clock, JsonLines, Metrics, headline, progress, say
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
-from minigrpo.rollout import Group, group_metrics
+from minigrpo.rollout import Group, Rollout, group_metrics
 from minigrpo.runtime import peak_memory
 from minigrpo.task.answer import render_answer
 from minigrpo.update import load_optimizer, optimizer_tensors
@@ -223,16 +224,20 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def show(group: Group, width: int = 79) -> str:
-    """A group for the eye: question, gold answer, and each candidate's reward, outcome, SQL and rows; a line each."""
-    def line(label: str, text: str) -> str:
-        text = f"  {label:<9}" + " ".join(text.split())
+    """A group for the eye: question, gold answer, and each different SQL with its reward, how often it was written, and what
+    it gave."""
+    def block(label: str, text: str, most: int = 1) -> list[str]:
+        text = " ".join(text.split()) or "nothing"
         text = "".join(char if char.isprintable() else "\ufffd" for char in text)       # no escape sequences to a terminal
-        return text if len(text) <= width else text[:width - 1] + "…"
+        return textwrap.wrap(text, width, initial_indent=f"  {label:<10}", subsequent_indent=" " * 12, max_lines=most,
+                             placeholder=" …")
 
-    lines = [group.question.id, line("question", group.question.text), line("gold", group.question.answer)]
-    for number, rollout in enumerate(group.rollouts, start=1):
-        execution = rollout.execution
-        rows = render_answer(execution.rows) if execution.ok else f"{execution.status}: {execution.error}"
-        lines += [line(f"{number} reward", f"{rollout.reward.total:g}"), line("  sql", str(rollout.sql)),
-                  line("  rows", rows)]
+    alike: dict[str | None, list[Rollout]] = {}
+    for rollout in group.rollouts:
+        alike.setdefault(rollout.sql, []).append(rollout)
+    lines = [group.question.id, *block("question", group.question.text, 2), *block("gold", group.question.answer)]
+    for sql, (first, *others) in alike.items():
+        execution = first.execution
+        gave = render_answer(execution.rows) if execution.ok else f"{execution.status}: {execution.error}"
+        lines += [*block(f"{first.reward.total:g} × {1 + len(others)}", str(sql), 5), *block("      →", gave)]
     return "\n".join(lines)

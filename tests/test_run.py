@@ -1,5 +1,6 @@
 """run.py: a run's folder. What is written, kept, cut back, refused; how a run is left. The loop itself: test_train.py."""
 
+import dataclasses
 import datetime
 import fcntl
 import json
@@ -480,11 +481,25 @@ def test_samples_come_every_so_often_or_never(enter, tmp_path):
 
 
 def test_a_shown_group_fits_the_screen_and_commands_no_terminal():
-    """79 characters at most, one line for each thing, nothing that moves a cursor or rings a bell."""
-    shown = show(group("x" * 500, sql="SELECT\n  '\x1b[2J\x07'\t, 1" + " FROM t" * 40, text="Wie viele? " * 20, count=3))
-    assert len(shown.split("\n")) == 3 + 3 * 3
-    assert all(len(line) <= 79 and line.isprintable() for line in shown.split("\n"))
-    assert "SELECT '\ufffd[2J\ufffd' , 1 FROM t" in shown
+    """79 characters at most, nothing that moves a cursor or rings a bell; what does not fit is cut: the question after two
+    lines, SQL after five, all else after one."""
+    shown = show(group("x" * 500, sql="SELECT\n  '\x1b[2J\x07'\t, 1" + " FROM t" * 90, text="Wie viele? " * 20, count=3)).split("\n")
+    assert len(shown) == 1 + 2 + 1 + 5 + 1
+    assert all(len(line) <= 79 and line.isprintable() for line in shown)
+    assert shown[0] == "train/0" and shown[2].endswith(" …") and shown[8].endswith(" …") and shown[9].endswith("…")
+    assert shown[4].startswith("  1 × 3     SELECT '\ufffd[2J\ufffd' , 1 FROM t FROM t")
+
+
+def test_what_was_written_twice_is_shown_once():
+    two, one = group(2, sql="SELECT 2"), group(sql="SELECT 1 WHERE 0", count=2)
+    mixed = dataclasses.replace(two, rollouts=(*one.rollouts, *two.rollouts))
+    assert show(mixed) == """train/0
+  question  How many?
+  gold      1
+  1 × 2     SELECT 1 WHERE 0
+        →   nothing
+  1 × 1     SELECT 2
+        →   2"""
 
 
 def test_the_longest_line_of_progress_fits_80_columns(monkeypatch):
