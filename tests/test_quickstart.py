@@ -93,23 +93,20 @@ def test_it_leaves_a_model_an_adapter_and_a_report(whole):
 @pytest.mark.slow
 @needs_mariadb
 def test_mariadb_gives_the_same_run(run):
-    """Warmed up until a few of its queries are right: SQL of all sorts, and every reward the same. Which error a broken query
-    is may depend on the engine; that it is one does not."""
+    """Warmed up until a few of its queries are right: all that the looks and the report see, SQL of all sorts, is judged the
+    same on both. (Of what is drawn at temperature 1 afterwards a few broken queries in a thousand are SQL to one engine only,
+    GROUP BY x DESC to MariaDB, a table joined to itself under its own name to SQLite: the runs part there, not in what they reach.)
+    """
     ours, theirs = (run(f"database.engine={engine}", "warmup.stop_at=5", "warmup.examples=1600", "warmup.epochs=5", "run.steps=5",
                         "model.new.width=96", "model.new.mlp_width=256", "evaluation.questions=0", "grpo.questions=4",
                         "generation.max_new_tokens=80", "warmup.look_every=20") for engine in ("sqlite", "mariadb"))
-    def judged(file: Path) -> list[dict]:
-        return [{key: value for key, value in record.items() if not key.startswith("status")} for record in records(file)]
-
-    for name in ("warmup.jsonl", "metrics.jsonl"):
-        assert judged(ours / name) == judged(theirs / name), name
-    for moment in ("before", "after"):
-        assert [(row["sql"], row["answer"], row["strict"], row["suite"]) for row in records(ours / f"{moment}.jsonl")] == \
-            [(row["sql"], row["answer"], row["strict"], row["suite"]) for row in records(theirs / f"{moment}.jsonl")]
-    adapters = [(checkpoints(out)[-1] / "adapter_model.safetensors").read_bytes() for out in (ours, theirs)]
-    assert adapters[0] == adapters[1]
-    spread = [record["reward_std"] for record in records(ours / "metrics.jsonl") if "reward_std" in record]
-    assert max(spread) > 100                                # there was something to compare: right ones among wrong ones
+    assert records(ours / "warmup.jsonl") == records(theirs / "warmup.jsonl")
+    assert (ours / "base/model.safetensors").read_bytes() == (theirs / "base/model.safetensors").read_bytes()
+    seen = [[(row["sql"], row["answer"], row["strict"], row["suite"], row["status"] == "ok")
+             for row in records(out / "before.jsonl")] for out in (ours, theirs)]
+    assert seen[0] == seen[1] and 0 < sum(strict for *_, strict, _, _ in seen[0]) < len(seen[0])
+    ends = [json.loads((out / "summary.json").read_text())["after"]["dev"]["strict"] for out in (ours, theirs)]
+    assert abs(ends[0] - ends[1]) < 5
 
 
 def test_another_seed_is_another_model(run, whole):

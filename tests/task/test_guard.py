@@ -15,6 +15,7 @@ QUOTED = re.compile(r"'[^']*(?:'|\Z)")
     "SELECT 1", " \n(select 1)", "WITH t AS (SELECT 1) SELECT * FROM t", "SELECT 1;", "SELECT 1 ; ",
     "SELECT ';', '--', '@x', '#', '/*'",                # signs in quotes are text
     "SELECT 5 - -3, 6/2*1",                             # minus, divide and times are no comments
+    "SELECT t.a, 't.a.b', 1.5 FROM t WHERE t.a=.5-t.b", "SELECT t . * FROM t",        # names of two parts
 ])
 def test_one_select_is_sent(sql):
     assert objection(sql, QUOTED) == ""
@@ -27,6 +28,8 @@ def test_one_select_is_sent(sql):
     ("SELECT ''; SELECT ''", "more than one"),          # the quotes close before the semicolon
     ("SELECT @x", "comments and variables"), ("SELECT 1 -- x", "comments and variables"),
     ("SELECT /*! 1 */", "comments and variables"), ("SELECT 1 # x", "comments and variables"),
+    ("SELECT d.t.a FROM t", "a name of three"), ("SELECT d . t\n. a FROM t", "a name of three"),
+    ("SELECT d.'t'.a", "a name of three"), ("SELECT d.t.* FROM t", "a name of three"),
     ("SELECT '\0'", "not text"), ("SELECT '\ud800'", "not text"), ("\ufeffSELECT 1", "not text"),
 ])
 def test_anything_else_is_not(sql, reason):
