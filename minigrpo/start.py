@@ -16,6 +16,7 @@ import torch
 from minigrpo import config
 from minigrpo.evaluate import evaluate_policy, summarise
 from minigrpo.files import whole_folder
+from minigrpo.metrics import say
 from minigrpo.policy.lora import add_lora, adapter_parameters, freeze_reference
 from minigrpo.policy.weights import (Policy, adapter_config, create_model, find_model, load_adapter, load_policy, save_adapter,
                                      save_model)
@@ -141,6 +142,9 @@ def _warm_policy(cfg: config.Config, judge: Judge, train: Sequence[Question], as
     check_prompts_fit(policy, judge, [*train, *asked], cfg.generation.max_new_tokens)
     examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, policy,
                                cfg.generation.stop_strings)
+    if long := sum(len(completion) > cfg.generation.max_new_tokens for _, completion in examples):
+        say(f"warm-up: {long} of {len(examples)} gold queries are longer than generation.max_new_tokens = "
+            f"{cfg.generation.max_new_tokens}: what is shown of them can never be written")
 
     def score() -> float:
         rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
