@@ -143,8 +143,8 @@ def _warm_policy(cfg: config.Config, judge: Judge, train: Sequence[Question], as
     examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, policy,
                                cfg.generation.stop_strings)
     if long := sum(len(completion) > cfg.generation.max_new_tokens for _, completion in examples):
-        say(f"warm-up: {long} of {len(examples)} gold queries are longer than generation.max_new_tokens = "
-            f"{cfg.generation.max_new_tokens}: what is shown of them can never be written")
+        say(f"warm-up: {long} of {len(examples)} gold queries can never be written: they are longer\n"
+            f"than generation.max_new_tokens = {cfg.generation.max_new_tokens}")
 
     def score() -> float:
         rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
