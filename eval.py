@@ -11,7 +11,7 @@ from typing import Iterable, Iterator
 
 from minigrpo.assemble import exit_status, load_split, open_judge
 from minigrpo.config import Config, load_config, require
-from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, read_predictions, summarise
+from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, in_order, read_predictions, summarise
 from minigrpo.metrics import say, table
 from minigrpo.runtime import use_threads
 from minigrpo.start import check_prompts_fit, load_start
@@ -44,12 +44,12 @@ def evaluate_file(cfg: Config, splits: Splits, sqls: dict[tuple[str, int], str |
 
 def write(out: Path, rows: Iterable[Row], splits: Splits) -> None:
     """Rows go to disk as they come, so that an interruption loses none; at the end they stand in the questions' order."""
-    order, kept = list(splits), []
+    kept = []
     with (out / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
             kept.append(row)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    kept.sort(key=lambda row: (order.index(row["split"]), row["index"]))
+    kept = in_order(kept, splits)
     (out / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
     summary = summarise(kept, {name: len(members) for name, members in splits.items()})
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -44,11 +44,15 @@ def report_splits(splits: Mapping[str, Sequence[Question]], train: Sequence[Ques
                   generation: config.Generation, batch: int) -> tuple[list[Row], dict[str, dict]]:
     """Whole splits, with what luck could have done beside it: rows, and their summary."""
     questions = [question for members in splits.values() for question in members]
-    order = list(splits)
-    rows = sorted(evaluate_policy(questions, policy, judge, generation, batch),
-                  key=lambda row: (order.index(row["split"]), row["index"]))
+    rows = in_order(evaluate_policy(questions, policy, judge, generation, batch), splits)
     add_ceilings(rows, questions, blind_guesses(train), judge)
     return rows, summarise(rows, {split: len(members) for split, members in splits.items()})
+
+
+def in_order(rows: Iterable[Row], splits: Iterable[str]) -> list[Row]:
+    """Rows as their questions stand: split by split, by index."""
+    place = {split: i for i, split in enumerate(splits)}
+    return sorted(rows, key=lambda row: (place[row["split"]], row["index"]))
 
 
 def read_predictions(path: Path) -> dict[tuple[str, int], str | None]:

@@ -112,7 +112,7 @@ def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], aske
     if cfg.model.path == "new" and not (out / "new").exists():
         with whole_folder(out / "new") as aside:
             create_model(aside, _texts(judge.prompt, train), generator=generator(cfg.run.seed, 0, "weights"),
-                         **{name: value for name, value in vars(cfg.model.new).items()})
+                         **vars(cfg.model.new))
     if not cfg.warmup.source:
         return
     made = out / ("base" if cfg.warmup.method == "full" else "warmup")

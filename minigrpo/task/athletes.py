@@ -10,12 +10,11 @@ and "reshuffled", in which everyone has somebody else's career: SQL that is righ
 import random
 from collections import Counter
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Callable
 
 from minigrpo.task.database import Table
-from minigrpo.task.questions import Question
+from minigrpo.task.questions import Question, unknown
 from minigrpo.task.temptabqa import Infobox, build_tables
 
 # ------------------------------------------------------------------------------------------------------- what is drawn from
@@ -96,7 +95,7 @@ def _boxes() -> dict[str, tuple[Infobox, ...]]:
 
 
 # ------------------------------------------------------------------------------------------------------------------- kinds
-Slots = dict[str, str]               # what a wording and its SQL have in braces
+Slots = dict[str, str]                  # what a wording and its SQL have in braces
 Answer = Callable[[Career, Slots], list[object]]
 ENTERED = "FROM Athlete JOIN Tournament USING (athlete_id)"
 PLAYED = f"{ENTERED} JOIN Format USING (tournament_id)"
@@ -254,9 +253,7 @@ def load_questions(split: str) -> list[Question]:
     No athlete has questions in two of train, dev and heldout. An unknown split: ``ValueError``.
     """
     if split not in SPLITS:
-        near = get_close_matches(split, SPLITS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown split {split!r}{hint}: the made-up athletes have {', '.join(SPLITS)}")
+        raise ValueError(f"{unknown('split', split, SPLITS)}: the made-up athletes have {', '.join(SPLITS)}")
     database, asked, written = SPLITS[split], [], Counter()
     for kind, slots, number, text in _asked("heldout" if split == "counterfactual" else split):
         answer = ", ".join(map(str, kind.answer(career(_boxes()[database][number]), slots)))
@@ -287,7 +284,7 @@ def _asked(split: str) -> tuple[tuple[Kind, Slots, int, str], ...]:
     return tuple(chosen)
 
 
-def _draw_slots(rng: random.Random, box: Infobox) -> dict[str, str]:
+def _draw_slots(rng: random.Random, box: Infobox) -> Slots:
     (colour, kind), (other, other_type) = rng.sample(list(COLOURS.items()), 2)
     return {"athlete": box.athlete, "colour": colour, "type": kind, "other": other, "other_type": other_type,
             "tournament": rng.choice(box.tournaments)[0], "city": rng.choice(career(box).medals).city,

@@ -2,7 +2,8 @@
 
 import random
 from dataclasses import dataclass, replace
-from typing import Generic, Sequence, TypeVar
+from difflib import get_close_matches
+from typing import Generic, Iterable, Sequence, TypeVar
 
 Item = TypeVar("Item")
 
@@ -24,6 +25,16 @@ class Question:
     database: str
     kind: str
     gold_sql: str | None = None
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """How a sentence about a name that is none begins.
+
+    >>> unknown("split", "trian", ["train", "dev"]), unknown("split", "x", ["dev"])
+    ("unknown split 'trian' (did you mean 'train'?)", "unknown split 'x'")
+    """
+    near = get_close_matches(name, known, n=1)
+    return f"unknown {what} {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

@@ -6,12 +6,11 @@ same scale, with terms that a dump does not earn.
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Callable, Mapping
 
 from minigrpo.task.answer import Score, render_answer, score_answer
 from minigrpo.task.database import Execution
-from minigrpo.task.questions import Question
+from minigrpo.task.questions import Question, unknown
 
 PRESETS: dict[str, dict[str, float]] = {
     "paper":  {"error": -100.0, "runs": 1.0, "rems": 100.0, "ems": 1000.0},
@@ -42,9 +41,7 @@ def make_reward(preset: str) -> Callable[[Question, str | None, Execution], Rewa
     Raises ValueError for an unknown preset. Presets judge by rows alone: ``sql`` is there for rewards that read it.
     """
     if preset not in PRESETS:
-        near = get_close_matches(preset, PRESETS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown reward {preset!r}{hint}: the presets are {', '.join(PRESETS)}")
+        raise ValueError(f"{unknown('reward', preset, PRESETS)}: the presets are {', '.join(PRESETS)}")
     weights = PRESETS[preset]
 
     def reward(question: Question, sql: str | None, execution: Execution) -> Reward:

@@ -9,12 +9,11 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Iterable, Iterator
 
 from minigrpo.task.database import Column, Table
-from minigrpo.task.questions import Question
+from minigrpo.task.questions import Question, unknown
 
 ADDRESS = "https://github.com/CoRAL-ASU/TEMPTABQA-C"
 SPLITS = {
@@ -54,9 +53,7 @@ def database_of(split: str) -> str:
 def _split_file(path: Path, split: str) -> Path:
     """The file of ``split`` under the root ``path``, or the one sentence that says what is missing."""
     if split not in SPLITS:
-        near = get_close_matches(split, SPLITS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown split {split!r}{hint}: the benchmark has {', '.join(SPLITS)}")
+        raise ValueError(f"{unknown('split', split, SPLITS)}: the benchmark has {', '.join(SPLITS)}")
     if not path.is_dir():
         raise FileNotFoundError(f"there is no benchmark folder {path}; fetch it with: "
                                 f"git clone {ADDRESS} {shlex.quote(str(path))}")
