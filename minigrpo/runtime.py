@@ -20,6 +20,8 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ValueError(f"model.device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"model.device: {name!r} was asked for; CUDA devices here: {torch.cuda.device_count()}")
+    # cuDNN's attention plans anew for every length, milliseconds for each layer of each decoded token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 

@@ -79,9 +79,21 @@ class Decoder(nn.Module):
         if self.architecture.embedding_scale != 1.0:        # rounded to the weights' dtype, as Gemma was trained
             x_QTD = x_QTD * torch.tensor(self.architecture.embedding_scale, dtype=x_QTD.dtype)
         rotary = rotary_angles(self.architecture, positions_QT, x_QTD.dtype)
+        bias = attention_bias(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
         for layer in self.layers:
-            x_QTD = layer(x_QTD, rotary, visible_QTS, cache)
+            x_QTD = layer(x_QTD, rotary, bias, cache)
         return self.norm(x_QTD)
+
+
+def attention_bias(visible_QTS: Tensor, sharing: int, dtype: torch.dtype) -> Tensor:
+    """[Q, 1, sharing · T, S]: 0 where visible, else −inf, once for each query head that shares keys with others.
+
+    It is what the attention kernels make of a boolean mask, made once and not in every layer. Rows lie at multiples of eight
+    elements, or CUDA's kernel would copy it in every layer to have them so.
+    """
+    Q, T, S = visible_QTS.shape
+    bias = torch.zeros(Q, sharing, T, -(-S // 8) * 8, dtype=dtype, device=visible_QTS.device)[..., :S]
+    return bias.masked_fill_(~visible_QTS[:, None], -torch.inf).flatten(1, 2)[:, None]
 
 
 class Layer(nn.Module):
@@ -92,8 +104,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(architecture.width, architecture)
         self.mlp = MLP(architecture)
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], visible_QTS: Tensor, cache: KVCache | None) -> Tensor:
-        x_QTD = x_QTD + self.self_attn(self.input_layernorm(x_QTD), rotary, visible_QTS, cache)
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: KVCache | None) -> Tensor:
+        x_QTD = x_QTD + self.self_attn(self.input_layernorm(x_QTD), rotary, bias, cache)
         return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD))
 
 
@@ -109,7 +121,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], visible_QTS: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: KVCache | None) -> Tensor:
         query_QTNH, key_QTMH, value_QTMH = (
             projection(x_QTD).unflatten(-1, (-1, self.head_size))
             for projection in (self.q_proj, self.k_proj, self.v_proj))
@@ -118,8 +130,11 @@ class Attention(nn.Module):
         value_QMSH = value_QTMH.transpose(1, 2)
         if cache is not None:
             key_QMSH, value_QMSH = cache.write(self.index, key_QMSH, value_QMSH)
-        out_QNTH = F.scaled_dot_product_attention(query_QNTH, key_QMSH, value_QMSH, attn_mask=visible_QTS[:, None],
-                                                  enable_gqa=query_QNTH.shape[1] != key_QMSH.shape[1])
+        # Heads that share keys become further rows of one query: the keys are read once for all of them, and any kernel can
+        # do it (CUDA's own way of sharing takes no mask).
+        out = F.scaled_dot_product_attention(query_QNTH.unflatten(1, (key_QMSH.shape[1], -1)).flatten(2, 3), key_QMSH,
+                                             value_QMSH, attn_mask=bias)
+        out_QNTH = out.unflatten(2, (-1, query_QNTH.shape[2])).flatten(1, 2)
         return self.o_proj(out_QNTH.transpose(1, 2).flatten(2))
 
 
