@@ -12,6 +12,8 @@ from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, scoring_tree
 from minigrpo.shapes import check, check_boolean
 
+Places = tuple[Tensor, Tensor, Tensor]          # of T tokens in [Q, K, C]: group_T, branch_T, depth_T
+
 
 def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *,
                         temperature: float = 1.0, chunk: int = 512) -> Tensor:
@@ -23,17 +25,21 @@ def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask
     """
     check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, mask_QKC=mask_QKC)
     check_boolean(mask_QKC=mask_QKC)
+    places = mask_QKC.nonzero(as_tuple=True)
+    logp_T = logprobs_at(places, model, prompts, ids_QKC, mask_QKC, temperature=temperature, chunk=chunk)
+    logp_QKC = torch.zeros(mask_QKC.shape, dtype=logp_T.dtype, device=logp_T.device)
+    return logp_QKC.index_put(places, logp_T).flatten(0, 1)
+
+
+def logprobs_at(places: Places, model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *, temperature: float,
+                chunk: int) -> Tensor:
+    """logp_T of the tokens at ``places``; arguments as in ``completion_logprobs``."""
     tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
     hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)
-
-    group, branch, depth = mask_QKC.nonzero(as_tuple=True)
-    hidden_TD = hidden_QSD[group, tree.predictor_QKC[group, branch, depth]]
-    ids_T = ids_QKC[group, branch, depth]
-    logp_T = torch.cat([checkpoint(token_logprobs, model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature,
-                                   use_reentrant=False, preserve_rng_state=False)
-                        for i in range(0, max(1, len(ids_T)), chunk)])       # no live token at all: one empty chunk
-    logp_QKC = torch.zeros(mask_QKC.shape, dtype=logp_T.dtype, device=logp_T.device)
-    return logp_QKC.index_put((group, branch, depth), logp_T).flatten(0, 1)
+    hidden_TD, ids_T = hidden_QSD[places[0], tree.predictor_QKC[places]], ids_QKC[places]
+    return torch.cat([checkpoint(token_logprobs, model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature,
+                                 use_reentrant=False, preserve_rng_state=False)
+                      for i in range(0, max(1, len(ids_T)), chunk)])         # no live token at all: one empty chunk
 
 
 def token_logprobs(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:

@@ -17,7 +17,8 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class LoRALinear(nn.Module):
-    """A frozen ``nn.Linear`` with an adapter beside it; the adapter's weights and arithmetic are float32 or wider.
+    """A frozen ``nn.Linear`` with an adapter beside it. The adapter's weights, and so all that training adds to them, are
+    float32 or wider; its products are in the input's dtype, so that what is kept for the gradient is the base's own input.
 
     A [R, in] is drawn as ``nn.Linear`` draws its weights, B [out, R] is zero: at the start the layer equals its base, bit
     for bit.
@@ -39,7 +40,7 @@ class LoRALinear(nn.Module):
         if self.active is None:
             return out
         A, B = self.active
-        return out + F.linear(F.linear(x.to(A.dtype), A) * self.scaling, B).to(out.dtype)
+        return out + F.linear(F.linear(x, A.to(x.dtype)) * self.scaling, B.to(x.dtype))
 
     def merged(self) -> nn.Linear:
         """A new ``nn.Linear`` with W + scaling · B A, added in float32 and rounded once. The base stays as it is."""

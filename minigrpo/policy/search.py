@@ -136,25 +136,35 @@ def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completion
     state_QK = torch.zeros_like(live.length_QK)
     open_Q1 = torch.ones(len(prompts), 1, dtype=torch.bool, device=device)
 
-    logp_QKV = _log_softmax(tree.prefill()).expand(-1, K, -1)
+    logp_QKV = log_softmax(tree.prefill()).expand(-1, K, -1)
     for depth in range(C):
-        total_QKV, ends_QKV = live.score_QK[:, :, None] + logp_QKV, stopping.ends_UV[state_QK]
-        candidates, _ = _continuations(live, total_QKV, logp_QKV, ends_QKV, depth)
-        finished_QK = open_Q1 & (candidates.stopped_QK | (depth == C - 1))
-        candidates.score_QK = (candidates.score_QK / (depth + 1) ** length_penalty).where(finished_QK, -torch.inf)
-        done = done.best_with(candidates)
-
-        live, parent_QK = _continuations(live, total_QKV.masked_fill(ends_QKV, -torch.inf), logp_QKV, ends_QKV, depth)
-        best_Q1, worst_Q1 = live.score_QK[:, :1] / (depth + 1) ** length_penalty, done.score_QK[:, -1:]
-        open_Q1 = open_Q1 & (worst_Q1.isinf() | ((best_Q1 > worst_Q1) & (not early_stopping)))
+        live, done, open_Q1, parent_QK = beam_step(
+            live, done, open_Q1, logp_QKV, stopping.ends_UV[state_QK], depth, last=depth == C - 1,
+            length_penalty=length_penalty, early_stopping=early_stopping)
         if depth == C - 1 or (_may_ask(device, depth) and not open_Q1.any()):
             break
         token_QK = live.ids_QKC[:, :, depth]
         state_QK = stopping.next_UV[state_QK.gather(1, parent_QK), token_QK]
-        logp_QKV = _log_softmax(tree.grow(token_QK, parent_QK))
+        logp_QKV = log_softmax(tree.grow(token_QK, parent_QK))
     if done.score_QK.isinf().any():
         raise ValueError(f"fewer than {K} different completions of at most {C} tokens exist in this vocabulary")
     return done.completions()
+
+
+def beam_step(live: Hypotheses, done: Hypotheses, open_Q1: Tensor, logp_QKV: Tensor, ends_QKV: Tensor, depth: int, *,
+              last: bool, length_penalty: float, early_stopping: bool) -> tuple[Hypotheses, Hypotheses, Tensor, Tensor]:
+    """One step of selection: the K best continuations of ``live`` that go on, ``done`` with those that ended here, whether each
+    search is still open, and which beam each continuation came from (parent_QK)."""
+    total_QKV = live.score_QK[:, :, None] + logp_QKV
+    candidates, _ = _continuations(live, total_QKV, logp_QKV, ends_QKV, depth)
+    finished_QK = open_Q1 & (candidates.stopped_QK | last)
+    candidates.score_QK = (candidates.score_QK / (depth + 1) ** length_penalty).where(finished_QK, -torch.inf)
+    done = done.best_with(candidates)
+
+    live, parent_QK = _continuations(live, total_QKV.masked_fill(ends_QKV, -torch.inf), logp_QKV, ends_QKV, depth)
+    best_Q1, worst_Q1 = live.score_QK[:, :1] / (depth + 1) ** length_penalty, done.score_QK[:, -1:]
+    open_Q1 = open_Q1 & (worst_Q1.isinf() | ((best_Q1 > worst_Q1) & (not early_stopping)))
+    return live, done, open_Q1, parent_QK
 
 
 @torch.inference_mode()
@@ -176,12 +186,8 @@ def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: in
 
     logits_QKV = tree.prefill().expand(-1, K, -1)
     for depth in range(C):
-        logp_QKV = _log_softmax(logits_QKV, temperature or 1.0)
-        if temperature == 0:
-            token_QK = logp_QKV.argmax(dim=-1)
-        else:
-            weight_BV = _cut(logp_QKV, top_k, top_p).exp().flatten(0, 1)
-            token_QK = torch.multinomial(weight_BV, 1, generator=generator).view_as(state_QK)
+        logp_QKV = log_softmax(logits_QKV, temperature or 1.0)
+        token_QK = draw(_cut(logp_QKV, top_k, top_p), generator) if temperature else logp_QKV.argmax(dim=-1)
         drawn.append(token_QK, logp_QKV.gather(2, token_QK[:, :, None])[:, :, 0],
                      stopping.ends_UV[state_QK, token_QK], depth)
         if depth == C - 1 or (_may_ask(device, depth) and drawn.stopped_QK.all()):
@@ -189,6 +195,11 @@ def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: in
         state_QK = stopping.next_UV[state_QK, token_QK]
         logits_QKV = tree.grow(token_QK)
     return drawn.completions()
+
+
+def draw(logp_QKV: Tensor, generator: torch.Generator | None) -> Tensor:
+    """token_QK, each drawn from its own distribution."""
+    return torch.multinomial(logp_QKV.exp().flatten(0, 1), 1, generator=generator).view(logp_QKV.shape[:2])
 
 
 def _prompts(model: CausalLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Prompts:
@@ -211,7 +222,7 @@ def _continuations(live: Hypotheses, total_QKV: Tensor, logp_QKV: Tensor, ends_Q
     return chosen, parent_QK
 
 
-def _log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(dim=-1)
 
 
