@@ -1,6 +1,8 @@
 """Evaluate: python eval.py CONFIG [--split S[,S...]] [--adapter DIR | --predictions FILE.jsonl] [--out DIR]
+   or ask:  python eval.py CONFIG --ask "How many ...?" [--database NAME] [--adapter DIR]
 
-Writes DIR/rows.jsonl, one question a line, and DIR/summary.json; prints the summary as a table.
+Writes DIR/rows.jsonl, one question a line, and DIR/summary.json; prints the summary as a table. A question that is asked is
+answered on the console alone.
 """
 
 import argparse
@@ -9,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
+from minigrpo.ask import pose, show_candidates, write_candidates
 from minigrpo.assemble import exit_status, load_split, open_judge
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, in_order, read_predictions, summarise
 from minigrpo.metrics import say, table
-from minigrpo.runtime import use_threads
+from minigrpo.runtime import generator, use_threads
 from minigrpo.start import check_prompts_fit, load_start
 from minigrpo.task.questions import Question
 
@@ -28,6 +31,20 @@ def evaluate_model(cfg: Config, splits: Splits) -> Iterator[Row]:
         policy = load_start(cfg)
         check_prompts_fit(policy, judge, questions, cfg.generation.max_new_tokens)
         yield from evaluate_policy(questions, policy, judge, cfg.generation, cfg.evaluation.batch)
+
+
+def answer(cfg: Config, text: str, database: str | None) -> int:
+    """The config's candidates for one question, and what each gives; nothing is written to disk."""
+    use_threads(cfg.run.threads)
+    if database is None:
+        database = load_split(cfg.task, cfg.evaluation.split)[0].database
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        question = pose(text, database, judge)
+        policy = load_start(cfg)
+        check_prompts_fit(policy, judge, [question], cfg.generation.max_new_tokens)
+        draws = generator(cfg.run.seed, 0, "ask", policy.model.device)
+        say(show_candidates(write_candidates(question, policy, judge, cfg.generation, draws), cfg.generation))
+    return 0
 
 
 def evaluate_file(cfg: Config, splits: Splits, sqls: dict[tuple[str, int], str | None]) -> list[Row]:
@@ -67,6 +84,8 @@ def evaluate(args: argparse.Namespace) -> int:
     cfg = load_config(args.config, args.set + adapter)
     if not args.predictions:
         require(cfg, "model.path")
+    if args.ask is not None:
+        return answer(cfg, args.ask, args.database)
     if not args.out:
         require(cfg, "run.out")
     sqls = read_predictions(args.predictions) if args.predictions else {}
@@ -89,7 +108,14 @@ def main() -> int:
     source.add_argument("--adapter", help="an adapter in peft's layout, such as a run's checkpoint")
     source.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
     parser.add_argument("--out", type=Path, help="folder for the results; default <run.out>/eval")
+    parser.add_argument("--ask", metavar="QUESTION", help="answer one question, on the console")
+    parser.add_argument("--database", metavar="NAME", help="the database it is asked of; default that of evaluation.split")
     args = parser.parse_args()
+    excluded = [name for name in ("predictions", "split", "out") if getattr(args, name)]
+    if args.ask is not None and excluded:
+        parser.error(f"argument --{excluded[0]}: not allowed with argument --ask")
+    if args.ask is None and args.database is not None:
+        parser.error("argument --database: not allowed without argument --ask")
     return exit_status("eval.py", lambda: evaluate(args))
 
 

@@ -4,14 +4,15 @@ import os
 import signal
 import sys
 from functools import cache
-from typing import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Callable, Mapping
 
 from minigrpo import config
 from minigrpo.rollout import Judge
 from minigrpo.runtime import exit_on_sigterm
 from minigrpo.task import athletes, mariadb, sqlite, temptabqa
 from minigrpo.task.database import Database, DatabaseError, MockDatabase, Tables
-from minigrpo.task.prompt import render_prompt, schema_text
+from minigrpo.task.prompt import read_examples, render_prompt, schema_text
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import make_reward
 
@@ -33,13 +34,14 @@ def open_judge(task: config.Task, database: config.Database, reward: config.Rewa
     reward_function = make_reward(reward.preset)
     made_up = task.kind == "athletes"
     databases = athletes.load_databases() if made_up else temptabqa.load_databases(task.path)
+    examples = read_examples(Path(task.examples)) if task.examples else []
     schema = cache(lambda name: schema_text(task.template, databases[name], task.samples))
 
     def prompt(question: Question) -> str:
-        return render_prompt(task.template, question.text, schema(question.database))
+        return render_prompt(task.template, question.text, schema(question.database), examples=examples)
 
     return Judge(prompt, open_database(database, databases), reward_function, database.connections,
-                 athletes.SECOND if made_up else "")
+                 athletes.SECOND if made_up else "", tuple(databases))
 
 
 def open_database(cfg: config.Database, databases: Mapping[str, Tables]) -> Database:

@@ -30,7 +30,9 @@ class Task:
                     choices=("temptabqa", "athletes"))
     path: str = key("data/TEMPTABQA-C", "folder with the benchmark as published; athletes need none")
     split: str = key("train", "split to train on")
-    template: str = key("plain", "how a question and a schema become a prompt", choices=("plain", "compact", "sqlcoder"))
+    template: str = key("plain", "how a question and a schema become a prompt; chatml and gemma are the turns of chat models",
+                        choices=("plain", "compact", "sqlcoder", "chatml", "gemma"))
+    examples: str = key("", "a JSONL file of {question, sql}, shown in this order in every prompt; empty: none")
     samples: int = key(3, "sample values shown for each column of the schema", low=0)
     shuffle_answers: bool = key(False, "a control: the training answers are dealt out anew among the questions, so that "
                                        "nothing can be learned from them")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import IO, Callable, Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 Metrics = dict[str, float]
+WIDTH, INDENT = 79, 12                          # of what stands beside a label on the console: where it ends and begins
 
 
 class Clock:
@@ -87,6 +89,21 @@ def headline(metrics: Mapping[str, float]) -> str:
     """
     return (f"reward {metrics['reward']:.4g} strict {metrics['strict']:.0%} kl {metrics['kl']:.2g} "
             f"err {metrics['error_rate']:.0%} grad {metrics['grad_norm']:.2g}")
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without what would command a terminal: a control character is shown as U+FFFD.
+
+    >>> printable("two\\n lines \\x1b[2J")
+    'two lines \ufffd[2J'
+    """
+    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+
+
+def labelled(label: str, text: str, most: int | None = None) -> list[str]:
+    """A label and, beside it, printable ``text``, wrapped; cut after ``most`` lines."""
+    return textwrap.wrap(printable(text) or "nothing", WIDTH, initial_indent=f"  {label:<{INDENT - 2}}",
+                         subsequent_indent=" " * INDENT, max_lines=most, placeholder=" …")
 
 
 def table(rows: list[list[str]]) -> str:

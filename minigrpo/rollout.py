@@ -25,7 +25,7 @@ class Judge:
     """All that turns a question into a prompt and its candidates into rewards: the task's side of a step.
 
     ``second`` names a database with the same tables and other rows, or is empty: what gives gold SQL's rows there too was
-    hardly right by chance. As a context manager a judge closes its database.
+    hardly right by chance. ``databases`` are the names of all there are. As a context manager a judge closes its database.
     """
 
     prompt: Callable[[Question], str]
@@ -33,6 +33,7 @@ class Judge:
     reward: Callable[[Question, str | None, Execution], Reward]
     connections: int
     second: str = ""
+    databases: tuple[str, ...] = ()
 
     def __enter__(self) -> "Judge":
         return self

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,7 +23,7 @@ import torch
 
 from minigrpo import config
 from minigrpo.files import lock_folder, whole_folder
-from minigrpo.metrics import Clock, JsonLines, Metrics, headline, progress, say
+from minigrpo.metrics import Clock, JsonLines, Metrics, headline, labelled, progress, say
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.rollout import Group, Rollout, group_metrics
@@ -223,21 +222,15 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(folder for folder in run.glob("checkpoints/step-*") if folder.suffix != ".writing")
 
 
-def show(group: Group, width: int = 79) -> str:
+def show(group: Group) -> str:
     """A group for the eye: question, gold answer, and each different SQL with its reward, how often it was written, and what
     it gave."""
-    def block(label: str, text: str, most: int = 1) -> list[str]:
-        text = " ".join(text.split()) or "nothing"
-        text = "".join(char if char.isprintable() else "\ufffd" for char in text)       # no escape sequences to a terminal
-        return textwrap.wrap(text, width, initial_indent=f"  {label:<10}", subsequent_indent=" " * 12, max_lines=most,
-                             placeholder=" …")
-
     alike: dict[str | None, list[Rollout]] = {}
     for rollout in group.rollouts:
         alike.setdefault(rollout.sql, []).append(rollout)
-    lines = [group.question.id, *block("question", group.question.text, 2), *block("gold", group.question.answer)]
+    lines = [group.question.id, *labelled("question", group.question.text, 2), *labelled("gold", group.question.answer, 1)]
     for sql, (first, *others) in alike.items():
         execution = first.execution
         gave = render_answer(execution.rows) if execution.ok else f"{execution.status}: {execution.error}"
-        lines += [*block(f"{first.reward.total:g} × {1 + len(others)}", str(sql), 5), *block("      →", gave)]
+        lines += [*labelled(f"{first.reward.total:g} × {1 + len(others)}", str(sql), 5), *labelled("      →", gave, 1)]
     return "\n".join(lines)

@@ -18,10 +18,12 @@ from minigrpo.evaluate import evaluate_policy, summarise
 from minigrpo.files import whole_folder
 from minigrpo.metrics import say
 from minigrpo.policy.lora import add_lora, adapter_parameters, freeze_reference
+from minigrpo.policy.tokenizer import load_tokenizer
 from minigrpo.policy.weights import (Policy, adapter_config, create_model, find_model, load_adapter, load_policy, save_adapter,
                                      save_model)
 from minigrpo.rollout import Judge
 from minigrpo.runtime import choose_device, choose_dtype, generator
+from minigrpo.task.prompt import TEMPLATES
 from minigrpo.task.questions import Question, epoch_order
 from minigrpo.warmup import encode_examples, warm_up
 
@@ -73,15 +75,38 @@ def load_start(cfg: config.Config) -> Policy:
 def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:
     device = choose_device(cfg.model.device)
     policy = load_policy(base, dtype=dtype or choose_dtype(cfg.model.dtype, device), device=device,
-                         stop_strings=cfg.generation.stop_strings)
+                         stop_strings=cfg.generation.stop_strings, stop_ids=_turn_end(cfg, base))
     if adapters:
         add_lora(policy.model, **adapter_facts(cfg), generator=generator(cfg.run.seed, 0, "adapters"))
     return policy
 
 
+def _turn_end(cfg: config.Config, base: str) -> tuple[int, ...]:
+    """The id of what ends a turn of the template, first among what ends a completion: a warm-up has gold SQL end with it where
+    no stop string does. A marker that is no token of its own: ``ValueError``."""
+    markers = TEMPLATES[cfg.task.template].markers
+    if not markers:
+        return ()
+    tokenizer = load_tokenizer(find_model(base))            # once more later: better before the weights than after
+    ids = [tokenizer.added_token(marker) for marker in markers]
+    if None in ids:
+        raise _lacking(cfg, markers[ids.index(None)], base)
+    return (ids[-1],)
+
+
+def _lacking(cfg: config.Config, marker: str, model: str) -> ValueError:
+    without = ", ".join(name for name, template in TEMPLATES.items() if not template.markers)
+    return ValueError(f"task.template: {cfg.task.template} needs {marker} to be one token of the model's tokenizer, which it "
+                      f"is not in {model}; templates that need no such token: {without}")
+
+
 # ---------------------------------------------------------------------------------------------------------- how it is made
 def check_start(cfg: config.Config, train: Sequence[Question]) -> None:
-    """Before anything is loaded: whether the warm-up has what it needs. Else ``ValueError``."""
+    """Before anything is loaded: whether a new model can be shown the template, and the warm-up has what it needs. Else
+    ``ValueError``."""
+    markers = TEMPLATES[cfg.task.template].markers
+    if cfg.model.path == "new" and markers:
+        raise _lacking(cfg, markers[0], "a new model")
     if not cfg.warmup.source:
         return
     known = sum(question.gold_sql is not None for question in train)
@@ -101,8 +126,8 @@ def check_prompts_fit(policy: Policy, judge: Judge, questions: Sequence[Question
         length = len(policy.tokenizer.encode(judge.prompt(question)))
         if length + max_new_tokens > limit:
             raise ValueError(f"the prompt of {question.id} has {length} tokens; with generation.max_new_tokens = "
-                             f"{max_new_tokens} that is more than the model's context of {limit}: lower it, or "
-                             f"task.samples")
+                             f"{max_new_tokens} that is more than the model's context of {limit}: lower it, "
+                             f"task.samples or the number of task.examples")
 
 
 def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> None:

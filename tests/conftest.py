@@ -71,6 +71,20 @@ def sql_model(tmp_path_factory) -> Path:
     return write_folder(tmp_path_factory.mktemp("sql_model"), model=model, config=config, tokenizer=tokenizer)
 
 
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory) -> Path:
+    """A model that knows nothing, whose tokenizer has the markers of all chat templates; by its own word only <eos>, id 0,
+    ends a completion."""
+    tokenizer = byte_level_bpe(["SELECT name FROM athletes; Question CREATE TABLE INT TEXT"], 300)
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"])
+    config = CONFIG | {"vocab_size": tokenizer.get_vocab_size()}
+    torch.manual_seed(0)
+    model = CausalLM(read_architecture(config))
+    for name, parameter in model.named_parameters():
+        torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.1)
+    return write_folder(tmp_path_factory.mktemp("chat_model"), model=model, config=config, tokenizer=tokenizer)
+
+
 # ------------------------------------------------------------------------------------------------------- the recipes
 def load_recipe(name: str) -> ModuleType:
     """train.py or eval.py as a module: they are scripts, no part of the package."""

@@ -158,6 +158,57 @@ def test_a_model_that_is_given_and_not_there_is_not_trains_to_make(config):
     assert refusal(load_start, config("model.adapter=nowhere")) == "nowhere/adapter_config.json is missing"
 
 
+@pytest.mark.parametrize("template, marker", [("chatml", "<|im_start|>"), ("gemma", "<start_of_turn>")])
+def test_a_template_whose_markers_the_tokenizer_does_not_have_is_said_before_anything_is_made(config, tmp_path, sql_model,
+                                                                                              template, marker):
+    """The sentence names template, marker and model; of a new model it is known before there is one."""
+    end = "; templates that need no such token: sqlcoder, plain, compact"
+    needs = f"task.template: {template} needs {marker} to be one token of the model's tokenizer, which it is not in "
+    assert refusal(check_start, config(f"task.template={template}"), TRAIN) == f"{needs}a new model{end}"
+    given = config(f"task.template={template}", f"model.path={sql_model}")
+    check_start(given, TRAIN)
+    assert refusal(load_start, given) == f"{needs}{sql_model}{end}"
+    assert refusal(make, config(f"task.template={template}", f"model.path={sql_model}", *FULL)) == f"{needs}{sql_model}{end}"
+    assert names(tmp_path / "run") == []
+
+
+def test_a_marker_that_is_missing_is_the_one_that_is_named(config, chat_model, tmp_path):
+    """A tokenizer that can begin a turn and cannot end it."""
+    for file in chat_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["added_tokens"] = [{**token, "content": token["content"].replace("<|im_end|>", "<|end|>")}
+                            for token in spec["added_tokens"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    message = refusal(load_start, config("task.template=chatml", f"model.path={tmp_path}"))
+    assert "chatml needs <|im_end|> to be one token" in message
+    load_start(config("task.template=gemma", f"model.path={tmp_path}"))
+
+
+@pytest.mark.parametrize("template, marker", [("chatml", "<|im_end|>"), ("gemma", "<end_of_turn>"), ("plain", None)])
+def test_the_marker_that_ends_a_turn_is_a_stop_id_besides_the_models_own(config, chat_model, template, marker):
+    """The model's own is <eos>, id 0. A template without turns has no other."""
+    policy = load_start(config(f"task.template={template}", f"model.path={chat_model}", "generation.stop_strings=[]"))
+    ids = [policy.tokenizer.added_token(text) for text in (marker, "<eos>") if text]
+    assert list(policy.tokenizer.stop_ids) == ids and ids[-1] == 0
+    assert policy.stopping.ends_UV[0].nonzero().flatten().tolist() == sorted(ids)
+
+
+@pytest.mark.parametrize("template, marker", [("chatml", "<|im_end|>"), ("gemma", "<end_of_turn>")])
+def test_a_warm_up_in_turns_ends_gold_sql_where_generation_stops(config, chat_model, template, marker):
+    """By the turn's end, which is a stop id, and not by <eos>, which no chat model writes there; or by a stop string."""
+    for strings, end in (("[]", marker), ('[";"]', ";")):
+        cfg = config(f"task.template={template}", f"model.path={chat_model}", f"generation.stop_strings={strings}")
+        policy = load_start(cfg)
+        with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+            for _, written in encode_examples(TRAIN[:5], judge.prompt, policy, cfg.generation.stop_strings):
+                state = 0
+                for i, token in enumerate(written):
+                    assert bool(policy.stopping.ends_UV[state, token]) == (i == len(written) - 1)
+                    state = int(policy.stopping.next_UV[state, token])
+                assert policy.tokenizer.rust.decode(written, skip_special_tokens=False).endswith(end)
+
+
 def test_without_gold_sql_there_is_no_warm_up(config):
     """A file that knows other splits, or none at all: large has no line in it. Without a warm-up none is needed."""
     cfg = config("task.kind=temptabqa", f"task.path={MINI}", f"warmup.source={GOLD}", "task.split=large", "warmup.examples=1")

@@ -473,7 +473,8 @@ def refusal(ended) -> str:
     ("model.adapter=nowhere", "nowhere/adapter_config.json is missing"),
     ('lora.targets=["q_proj", "query"]', "lora.targets: the model has no linear layer named query"),
     ("generation.max_new_tokens=1000", "the prompt of train/0 has [0-9]+ tokens; with generation.max_new_tokens = 1000 that is "
-                                       "more than the model's context of 1024: lower it, or task.samples"),
+                                       "more than the model's context of 1024: lower it, task.samples or the number of "
+                                       "task.examples"),
 ])
 def test_a_users_mistake_is_one_sentence(train_recipe, cli, tmp_path, override, sentence):
     ended = cli(train_recipe, "--set", f"run.out={tmp_path / 'run'}", "--set", override)

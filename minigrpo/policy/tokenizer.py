@@ -14,7 +14,7 @@ EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer file and the model's stop ids (``eos_token_id``, one or several)."""
+    """A Hugging Face tokenizer file and the stop ids: the model's own (``eos_token_id``, one or several), and any given."""
 
     rust: Rust
     stop_ids: tuple[int, ...]
@@ -24,8 +24,12 @@ class Tokenizer:
         return self.rust.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
-        """Text without special tokens."""
-        return self.rust.decode(list(ids), skip_special_tokens=True)
+        """Text without special tokens, and without stop ids: a file may call what ends a turn an ordinary token."""
+        return self.rust.decode([token for token in ids if token not in self.stop_ids], skip_special_tokens=True)
+
+    def added_token(self, text: str) -> int | None:
+        """The id of the token that ``text`` always is, wherever it stands; None where it is cut up like other text."""
+        return next((token for token, added in self.rust.get_added_tokens_decoder().items() if added.content == text), None)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:

@@ -6,7 +6,7 @@ peft's layout. Nothing is ever unpickled.
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping
 
@@ -32,10 +32,12 @@ class Policy:
 
 
 def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | str,
-                stop_strings: tuple[str, ...] = ()) -> Policy:
-    """Model and tokenizer of a folder or hub id; completions end at the model's stop ids and at ``stop_strings``."""
+                stop_strings: tuple[str, ...] = (), stop_ids: tuple[int, ...] = ()) -> Policy:
+    """Model and tokenizer of a folder or hub id; completions end at ``stop_ids``, at the model's own (which come behind them)
+    and at ``stop_strings``."""
     folder = find_model(path)
     tokenizer = load_tokenizer(folder)
+    tokenizer = replace(tokenizer, stop_ids=tuple(dict.fromkeys((*stop_ids, *tokenizer.stop_ids))))
     model = load_model(folder, dtype=dtype, device=device)
     token_bytes = tokenizer.token_bytes + [b""] * (model.architecture.vocabulary - len(tokenizer.token_bytes))
     if len(token_bytes) > model.architecture.vocabulary:

@@ -3,47 +3,139 @@
 The templates are written out by hand, so what the model reads is what stands here.
 """
 
+import json
 import re
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
 
 from minigrpo.task.database import Table, Tables, create_table
 
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt is ``opening`` and ``asking``; between them stands, for each example, ``asking`` with its ``answer``, so that
+    the question is asked just as the examples were.
+
+    Each of ``markers`` must be one token of the model's tokenizer; the last one ends a turn, and so an answer.
+    """
+
+    opening: str
+    asking: str
+    answer: str
+    markers: tuple[str, ...] = ()
+
+
 TEMPLATES = {
     # As on the model card of defog/sqlcoder-7b-2, its grammar included.
-    "sqlcoder": """### Task
+    "sqlcoder": Template("""### Task
 Generate a SQL query to answer [QUESTION]{question}[/QUESTION]
 
 ### Database Schema
 The query will run on a database with the following schema:
 {schema}
 
-### Answer
+""", """### Answer
 Given the database schema, here is the SQL query that [QUESTION]{question}[/QUESTION]
 [SQL]
-""",
+""", """{sql};
+[/SQL]
+
+"""),
     # Our own: told what the tables are and what is wanted, small models write SELECTs rather than more tables.
-    "plain": """The database has these tables:
+    "plain": Template("""The database has these tables:
 
 {schema}
 
-Question: {question}
+""", """Question: {question}
 Answer with a single SELECT query over these tables.
 SQL query:
-""",
+""", """{sql};
+
+"""),
     # Our own, for models that are warmed up on it: fewer tokens.
-    "compact": """Tables:
+    "compact": Template("""Tables:
 {schema}
-Question: {question}
+""", """Question: {question}
 SQL:
-""",
+""", """{sql};
+"""),
+    # The turns of Qwen and SmolLM2-Instruct; the words are our own, with what is wanted behind the question, as in "plain".
+    "chatml": Template("""<|im_start|>system
+You translate questions into SQL.<|im_end|>
+<|im_start|>user
+The database has these tables:
+
+{schema}
+
+""", """{question}
+Answer with a single SELECT query over these tables and nothing else.<|im_end|>
+<|im_start|>assistant
+""", """{sql};<|im_end|>
+<|im_start|>user
+""", ("<|im_start|>", "<|im_end|>")),
+    # The turns of Gemma, which knows no system; <bos> comes from the tokenizer's post-processor.
+    "gemma": Template("""<start_of_turn>user
+The database has these tables:
+
+{schema}
+
+""", """{question}
+Answer with a single SELECT query over these tables and nothing else.<end_of_turn>
+<start_of_turn>model
+""", """{sql};<end_of_turn>
+<start_of_turn>user
+""", ("<start_of_turn>", "<end_of_turn>")),
 }
 
 
-def render_prompt(template: str, question: str, schema: str) -> str:
-    """The prompt of one question, by a template's name. An unknown name: ``ValueError``."""
+def render_prompt(template: str, question: str, schema: str, *, examples: Sequence[tuple[str, str]] = ()) -> str:
+    """The prompt of one question, by a template's name, after ``examples``: (question, SQL) pairs, shown in their order.
+
+    A marker in a question, a query or the schema gets a space behind its first character: as text it can neither end a turn
+    nor begin one, and whoever reads the prompt sees it. An unknown name: ``ValueError``.
+    """
     if template not in TEMPLATES:
         raise ValueError(f"prompt template: expected one of {', '.join(TEMPLATES)}, got {template!r}")
-    return TEMPLATES[template].format(question=question.strip(), schema=schema)
+    chosen = TEMPLATES[template]
+
+    def text(given: str) -> str:
+        for marker in chosen.markers:
+            given = given.replace(marker, f"{marker[0]} {marker[1:]}")
+        return given
+
+    question = text(question.strip())
+    shown = [chosen.asking.format(question=text(asked.strip())) + chosen.answer.format(sql=text(sql.strip("; \t\r\n")))
+             for asked, sql in examples]
+    return "".join([chosen.opening.format(question=question, schema=text(schema)), *shown,
+                    chosen.asking.format(question=question)])
+
+
+def read_examples(path: Path) -> list[tuple[str, str]]:
+    """{"question", "sql"} a line → (question, SQL) pairs for ``render_prompt``, in file order.
+
+    Raises ``ValueError`` that names the line which is anything else; a file without a pair is refused too.
+    """
+    if not path.is_file():
+        raise ValueError(f"task.examples: there is no file {path}")
+    examples = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):     # not splitlines(): SQL may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+            json.dumps(record, ensure_ascii=False).encode()     # half a surrogate pair is no text
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: expected a JSON object with question and sql ({error})") from None
+        if not (isinstance(record, dict) and record.keys() == {"question", "sql"}
+                and all(isinstance(text, str) and text.strip("; \t\r\n") for text in record.values())):
+            raise ValueError(f"{path}:{number}: expected an object with question and sql, both text and neither empty, and "
+                             f"nothing else; got {str(record)[:100]}")
+        examples.append((record["question"], record["sql"]))
+    if not examples:
+        raise ValueError(f"{path} holds no examples")
+    return examples
 
 
 def schema_text(template: str, tables: Tables, samples: int) -> str:
@@ -87,8 +179,9 @@ def _literal(value: object) -> str:
 def extract_sql(completion: str) -> str | None:
     """The first statement of a completion, up to the first ; outside quotes; of a ``` fenced block where there is one.
 
-    A single bare fence closes what stands before it (a template may have opened it). None where nothing is left. Whether
-    it is SQL is the database's to say.
+    A single bare fence opens what stands behind it if that begins as a query does and what stands before does not (a stop
+    string has cut the block off), and else closes what stands before it (a template may have opened it). None where nothing is
+    left. Whether it is SQL is the database's to say.
 
     >>> extract_sql("```sql\\nSELECT ';' FROM t; SELECT 2\\n```")
     "SELECT ';' FROM t"
@@ -97,11 +190,12 @@ def extract_sql(completion: str) -> str | None:
     >>> extract_sql("  ;") is None
     True
     """
-    block = re.search(r"```sql\b(.*?)(?:```|\Z)|```(.*?)```", completion, re.DOTALL | re.IGNORECASE)
+    block = re.search(r"```\w*sql\w*\b(.*?)(?:```|\Z)|```(.*?)```", completion, re.DOTALL | re.IGNORECASE)
     if block:
         text = block[1] or block[2] or ""
     else:
         before, _, behind = completion.partition("```")
-        text = before if before.strip() else behind
+        begins = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
+        text = behind if not before.strip() or begins.match(behind) and not begins.match(before) else before
     statement = re.match(r"""(?:[^;'"`]|'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z))*""", text)
     return statement[0].strip() or None

@@ -175,6 +175,24 @@ def test_the_files_own_post_processor_adds_bos(tmp_path):
     assert tokenizer.decode(tokenizer.encode("an")) == "an"
 
 
+def test_an_added_token_is_found_by_its_text_and_no_other_is():
+    """<|im_start|> is special, <tool> is not, both are one id wherever they stand; "SELECT" may be one id too, but behind a
+    letter it is not."""
+    tokenizer = Tokenizer(MADE["byte-level"], ())
+    for text in ("<|im_start|>", "<tool>"):
+        assert tokenizer.added_token(text) in tokenizer.encode(f"a{text}b")
+        assert tokenizer.encode(text) == [tokenizer.added_token(text)]
+    assert tokenizer.added_token("SELECT") is None and tokenizer.added_token("<|im_end|>") is None
+
+
+def test_a_stop_id_is_no_text_even_where_the_file_calls_it_ordinary():
+    rust = MADE["byte-level"]
+    tool = rust.token_to_id("<tool>")
+    ids = rust.encode("SELECT").ids + [tool]
+    assert Tokenizer(rust, ()).decode(ids) == "SELECT<tool>"
+    assert Tokenizer(rust, (tool,)).decode(ids) == "SELECT"
+
+
 def test_truncation_and_padding_settings_of_the_file_do_not_touch_prompts(tmp_path):
     """A tokenizer.json can carry the truncation and padding of whoever saved it; a prompt is never cut in silence."""
     rust = Rust.from_str(MADE["byte-level"].to_str())

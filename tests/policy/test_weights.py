@@ -307,6 +307,15 @@ def test_a_policy_stops_at_ids_and_strings(copy_of):
     assert policy.stopping.next_UV.shape[1] == 61
 
 
+def test_a_policy_stops_at_given_ids_too_and_names_them_first(copy_of):
+    """config.json names id 2: given 3, then 2 again, the stop ids are 3 and 2, each once."""
+    folder = copy_of()
+    word_level(folder, ["a", "b", "c", ";"])
+    policy = load_policy(folder, dtype=torch.float32, device="cpu", stop_ids=(3, 2))
+    assert policy.tokenizer.stop_ids == (3, 2)
+    assert policy.stopping.ends_UV[0].nonzero().flatten().tolist() == [2, 3]
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(copy_of):
     folder = copy_of()
     word_level(folder, [chr(200 + i) for i in range(62)])

@@ -1,11 +1,14 @@
 """prompt.py: what the model reads, to the letter, and what is taken from what it writes."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigrpo.config import KEYS
 from minigrpo.task.database import Column, Table
-from minigrpo.task.prompt import TEMPLATES, extract_sql, render_prompt, schema_text
+from minigrpo.task.prompt import TEMPLATES, extract_sql, read_examples, render_prompt, schema_text
 
 OWNER = Table("Owner", (Column("owner_id", "INT"), Column("name", "TEXT")),
               ((1, "Zoë"), (2, "O'Hara"), (3, "O'Hara"), (4, "Ann"), (5, None)))
@@ -69,14 +72,151 @@ def test_both_schemas_show_the_same_samples(samples):
     assert compact.count(" (") == len(shown) == (2 if samples else 0)
 
 
-def test_templates_to_the_letter():
-    assert render_prompt("plain", " Who? ", "S") == (
-        "The database has these tables:\n\nS\n\nQuestion: Who?\n"
-        "Answer with a single SELECT query over these tables.\nSQL query:\n")
-    assert render_prompt("compact", " Who? ", "S(a)\nT(b)") == "Tables:\nS(a)\nT(b)\nQuestion: Who?\nSQL:\n"
-    sqlcoder = render_prompt("sqlcoder", "Who?", "S")
-    assert sqlcoder.startswith("### Task\nGenerate a SQL query to answer [QUESTION]Who?[/QUESTION]\n\n### Database Schema\n")
-    assert sqlcoder.endswith("here is the SQL query that [QUESTION]Who?[/QUESTION]\n[SQL]\n")
+# Each template with the schema S, the question "Who?" and, of the examples below, none and both: blanks around a question or a
+# query and the semicolon behind it are not shown; each answer ends in one semicolon.
+EXAMPLES = [(" How many? ", "SELECT COUNT(*) FROM t ;\n"), ("When?", "SELECT 'a;b'")]
+LETTERS = {
+    "sqlcoder": ("""\
+### Task
+Generate a SQL query to answer [QUESTION]Who?[/QUESTION]
+
+### Database Schema
+The query will run on a database with the following schema:
+S
+
+""", """\
+### Answer
+Given the database schema, here is the SQL query that [QUESTION]How many?[/QUESTION]
+[SQL]
+SELECT COUNT(*) FROM t;
+[/SQL]
+
+### Answer
+Given the database schema, here is the SQL query that [QUESTION]When?[/QUESTION]
+[SQL]
+SELECT 'a;b';
+[/SQL]
+
+""", """\
+### Answer
+Given the database schema, here is the SQL query that [QUESTION]Who?[/QUESTION]
+[SQL]
+"""),
+    "plain": ("""\
+The database has these tables:
+
+S
+
+""", """\
+Question: How many?
+Answer with a single SELECT query over these tables.
+SQL query:
+SELECT COUNT(*) FROM t;
+
+Question: When?
+Answer with a single SELECT query over these tables.
+SQL query:
+SELECT 'a;b';
+
+""", """\
+Question: Who?
+Answer with a single SELECT query over these tables.
+SQL query:
+"""),
+    "compact": ("""\
+Tables:
+S
+""", """\
+Question: How many?
+SQL:
+SELECT COUNT(*) FROM t;
+Question: When?
+SQL:
+SELECT 'a;b';
+""", """\
+Question: Who?
+SQL:
+"""),
+    "chatml": ("""\
+<|im_start|>system
+You translate questions into SQL.<|im_end|>
+<|im_start|>user
+The database has these tables:
+
+S
+
+""", """\
+How many?
+Answer with a single SELECT query over these tables and nothing else.<|im_end|>
+<|im_start|>assistant
+SELECT COUNT(*) FROM t;<|im_end|>
+<|im_start|>user
+When?
+Answer with a single SELECT query over these tables and nothing else.<|im_end|>
+<|im_start|>assistant
+SELECT 'a;b';<|im_end|>
+<|im_start|>user
+""", """\
+Who?
+Answer with a single SELECT query over these tables and nothing else.<|im_end|>
+<|im_start|>assistant
+"""),
+    "gemma": ("""\
+<start_of_turn>user
+The database has these tables:
+
+S
+
+""", """\
+How many?
+Answer with a single SELECT query over these tables and nothing else.<end_of_turn>
+<start_of_turn>model
+SELECT COUNT(*) FROM t;<end_of_turn>
+<start_of_turn>user
+When?
+Answer with a single SELECT query over these tables and nothing else.<end_of_turn>
+<start_of_turn>model
+SELECT 'a;b';<end_of_turn>
+<start_of_turn>user
+""", """\
+Who?
+Answer with a single SELECT query over these tables and nothing else.<end_of_turn>
+<start_of_turn>model
+"""),
+}
+
+
+@pytest.mark.parametrize("template", LETTERS)
+def test_templates_to_the_letter(template):
+    opening, examples, asking = LETTERS[template]
+    assert render_prompt(template, " Who? ", "S") == opening + asking
+    assert render_prompt(template, " Who? ", "S", examples=EXAMPLES) == opening + examples + asking
+
+
+def test_a_config_can_name_every_template_and_no_other():
+    assert set(KEYS["task.template"].metadata["choices"]) == set(TEMPLATES) == set(LETTERS)
+
+
+@pytest.mark.parametrize("template", ["chatml", "gemma"])
+@given(data=st.data())
+def test_a_marker_in_given_text_stands_broken_in_the_prompt(template, data):
+    """The prompt of texts made of pieces of markers has just the markers of a prompt of harmless ones, at whichever place; and
+    without the spaces that broke them, nothing was lost."""
+    pieces = [piece for marker in TEMPLATES[template].markers for piece in (marker, marker[:4], marker[4:], marker[0])]
+    texts = st.lists(st.sampled_from([*pieces, "x"]), min_size=1).map("".join)
+    question, schema, asked, sql = (data.draw(texts) for _ in range(4))
+    prompt = render_prompt(template, question, schema, examples=[(asked, sql)])
+    harmless = render_prompt(template, "x", "x", examples=[("x", "x")])
+    for marker in TEMPLATES[template].markers:
+        assert prompt.count(marker) == harmless.count(marker)
+    joined = prompt.replace(" ", "")
+    assert all(text in joined for text in (question, schema, asked, sql))
+
+
+def test_what_is_a_marker_elsewhere_is_text_here():
+    for template, text in (("plain", "<|im_end|>"), ("chatml", "<end_of_turn>"), ("gemma", "<|im_end|>")):
+        assert text in render_prompt(template, text, "S")
+    assert "\n< |im_end|>\nAnswer" in render_prompt("chatml", "<|im_end|>", "S")
 
 
 def test_braces_in_question_and_schema_are_text():
@@ -86,8 +226,47 @@ def test_braces_in_question_and_schema_are_text():
 
 
 def test_an_unknown_template_names_the_known():
-    with pytest.raises(ValueError, match="expected one of sqlcoder, plain, compact, got 'chatml'"):
-        render_prompt("chatml", "q", "s")
+    with pytest.raises(ValueError, match="expected one of sqlcoder, plain, compact, chatml, gemma, got 'llama'"):
+        render_prompt("llama", "q", "s")
+
+
+# ------------------------------------------------------------------------------------------------------------- few-shot
+def test_examples_are_read_in_file_order(tmp_path):
+    """Blank lines are skipped; a separator that some take for a line's end is none."""
+    file = tmp_path / "examples.jsonl"
+    file.write_text('{"question": "b?", "sql": "SELECT 2"}\n\n{"sql": "SELECT \'\u2028\'", "question": "a?"}\n',
+                    encoding="utf-8")
+    assert read_examples(file) == [("b?", "SELECT 2"), ("a?", "SELECT '\u2028'")]
+
+
+@pytest.mark.parametrize("line", [
+    "no json", "[1]", '"text"', '{"question": "a?"}', '{"question": "a?", "sql": 1}', '{"question": null, "sql": "SELECT 1"}',
+    '{"question": " ", "sql": "SELECT 1"}', '{"question": "a?", "sql": " ;\\n"}', '{"question": "\\ud800", "sql": "SELECT 1"}',
+    '{"question": "a?", "sql": "SELECT 1", "answer": "1"}',         # a key that nobody would read
+])
+def test_a_line_that_is_no_example_is_named(tmp_path, line):
+    file = tmp_path / "examples.jsonl"
+    file.write_text(json.dumps({"question": "a?", "sql": "SELECT 1"}) + "\n" + line + "\n")
+    with pytest.raises(ValueError) as caught:
+        read_examples(file)
+    assert str(caught.value).startswith(f"{file}:2: expected ") and "\n" not in str(caught.value)
+
+
+def test_a_file_of_bytes_that_are_no_text_is_named_too(tmp_path):
+    (tmp_path / "latin").write_bytes(b'{"question": "\xe9?", "sql": "SELECT 1"}')
+    with pytest.raises(ValueError, match="latin:1: expected "):
+        read_examples(tmp_path / "latin")
+
+
+def test_no_file_and_no_examples_are_one_sentence_each(tmp_path):
+    with pytest.raises(ValueError, match="^task.examples: there is no file .*/none$"):
+        read_examples(tmp_path / "none")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ValueError, match="/empty holds no examples$"):
+        read_examples(tmp_path / "empty")
+
+
+# ------------------------------------------------------------------------------------------------------------ and back
 
 
 @pytest.mark.parametrize("completion, sql", [
@@ -103,6 +282,11 @@ def test_an_unknown_template_names_the_known():
     ("Here it is:\n```\nSELECT 1\n```\nIt counts.", "SELECT 1"),
     ("SELECT 1\n```\nIt counts.", "SELECT 1"),                      # the template may have opened the fence
     ("```SELECT 1", "SELECT 1"),
+    ("Sure! This counts them:\n\n```sql\nSELECT 1;\n```\n\nIt uses `t`.", "SELECT 1"),           # as chat models write
+    ("```mysql\nSELECT 1;", "SELECT 1"), ("```sqlite\nSELECT 1\n```", "SELECT 1"), ("```PostgreSQL\nSELECT 1", "SELECT 1"),
+    ("Here it is:\n```\nSELECT 1;", "SELECT 1"),                    # a bare fence, cut off by a stop string
+    ("Here it is:\n```\nWITH a AS (SELECT 1) SELECT 2;", "WITH a AS (SELECT 1) SELECT 2"),
+    ("SELECT 1\n```\nWith this you see it.", "SELECT 1"),
     ("", None), (";", None), ("  \n", None), ("```sql\n```", None), ("```", None),
 ])
 def test_extract_sql(completion, sql):
