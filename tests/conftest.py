@@ -156,6 +156,17 @@ def shop_server() -> Iterator[dict[str, str]]:
         yield {"socket": reader.socket, "user": "shopper", "password": "open sesame"}
 
 
+@pytest.fixture(params=["sqlite", "mariadb"])
+def shop_keys(request, shop, monkeypatch) -> list[str]:
+    """What a config says to ask the shop on either engine; a MariaDB password comes from the environment."""
+    keys = ["task.kind=jsonl", f"task.path={shop}"]
+    if request.param == "sqlite":
+        return keys
+    login = request.getfixturevalue("shop_server")
+    monkeypatch.setenv("MINIGRPO_DB_PASSWORD", login["password"])
+    return [*keys, "database.engine=mariadb", f"database.socket={login['socket']}", f"database.user={login['user']}"]
+
+
 class Ended(NamedTuple):
     """What a command left: its exit status and what it printed."""
 

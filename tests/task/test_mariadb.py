@@ -484,9 +484,8 @@ def test_an_account_that_reads_by_its_default_role(database: MariaDB) -> None:
         cursor.execute("DROP ROLE readers")
 
 
-def test_rights_are_the_guard_and_a_read_only_session_is_none(database: MariaDB) -> None:
-    """Why the account is looked at: DROP within a read-only transaction does what it says, if it is granted. Without the right
-    to it the same statement fails, whatever looked at its text."""
+def test_rights_alone_would_stop_a_write(database: MariaDB) -> None:
+    """Why the account is looked at: past every look at the text, and in a session that may write, each of these still fails."""
     with account(database, READ_GAMES) as login, administrator(database) as cursor:
         existing, _ = open_existing(["games"], **login)
         with existing, reader_of(existing).connect() as connection, connection.cursor() as ours:
