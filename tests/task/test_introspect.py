@@ -32,7 +32,8 @@ def mariadb_cursor() -> Iterator[pymysql.cursors.Cursor]:
     if shutil.which("mariadbd") is None and "CI" not in os.environ:
         pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
     with open_private({"other": ()}) as server:
-        with replace(server._readers["other"], user="root", password="").connect() as connection, connection.cursor() as cursor:
+        root = replace(server._readers["other"], user="root", password="")
+        with root.connect() as connection, connection.cursor() as cursor:
             yield cursor
 
 

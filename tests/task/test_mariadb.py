@@ -423,7 +423,7 @@ READ_GAMES = "SELECT ON games.* TO helper@localhost"
     (READ_GAMES,), ("SELECT ON *.* TO helper@localhost",), ("SELECT, SHOW VIEW ON `ga%`.* TO helper@localhost",),
     ("SELECT ON games.Athlete TO helper@localhost", "SELECT ON games.Medal TO helper@localhost")])
 def test_a_database_that_exists_is_read_where_it_is(database: MariaDB, rights: tuple[str, ...]) -> None:
-    """By an account that may read one, all, or two tables; its tables are those it was made from, but for how types are spelled."""
+    """By an account that may read one database, all, or two tables; what it has are the tables it was made from."""
     with account(database, *rights) as login, administrator(database) as cursor:
         existing, tables = open_existing(["games"], **login)
         with existing:
@@ -490,8 +490,8 @@ def test_rights_alone_would_stop_a_write(database: MariaDB) -> None:
         existing, _ = open_existing(["games"], **login)
         with existing, reader_of(existing).connect() as connection, connection.cursor() as ours:
             ours.execute("USE games")
-            for sql in ("DROP TABLE Medal", "INSERT INTO Medal VALUES (9, 1, 'x', 1)", "TRUNCATE Medal", "CREATE TABLE x (a INT)",
-                        "SELECT * FROM Medal INTO OUTFILE '/tmp/minigrpo-outfile'", "SET GLOBAL read_only = 0"):
+            for sql in ("DROP TABLE Medal", "INSERT INTO Medal VALUES (9, 1, 'x', 1)", "TRUNCATE Medal",
+                        "CREATE TABLE x (a INT)", "SELECT * FROM Medal INTO OUTFILE '/tmp/minigrpo-outfile'", "SET GLOBAL read_only = 0"):
                 with pytest.raises(pymysql.MySQLError) as caught:
                     ours.execute(sql)
                 assert caught.value.args[0] in (1044, 1045, 1142, 1227), sql

@@ -349,11 +349,11 @@ def test_a_file_is_read_where_it_is(file):
     assert contents(file.parent) == before
 
 
-HOSTILE = ["INSERT INTO Pet VALUES (9, 1, 'x')", "WITH d AS (SELECT 1) UPDATE Pet SET name = 'x' RETURNING name", "DROP VIEW Named",
-           "PRAGMA query_only = 0", "PRAGMA writable_schema = 1", "PRAGMA journal_mode = WAL", "ATTACH '{file}' AS x",
-           "ATTACH 'file:{file}?mode=rw' AS x", "VACUUM", "VACUUM INTO '{file}.copy'", "REINDEX", "ANALYZE", "BEGIN IMMEDIATE",
-           "CREATE TABLE x (a)", "CREATE TEMP TRIGGER x AFTER INSERT ON Pet BEGIN DELETE FROM Pet; END", "ALTER TABLE Pet ADD x",
-           "SELECT WRITEFILE('{file}', 'x')", "SELECT LOAD_EXTENSION('x')", "SELECT 1; DROP TABLE Pet"]
+HOSTILE = ["INSERT INTO Pet VALUES (9, 1, 'x')", "WITH d AS (SELECT 1) UPDATE Pet SET name = 'x' RETURNING name",
+           "DROP VIEW Named", "PRAGMA query_only = 0", "PRAGMA writable_schema = 1", "PRAGMA journal_mode = WAL",
+           "ATTACH '{file}' AS x", "ATTACH 'file:{file}?mode=rw' AS x", "VACUUM", "VACUUM INTO '{file}.copy'", "REINDEX",
+           "ANALYZE", "BEGIN IMMEDIATE", "CREATE TABLE x (a)", "ALTER TABLE Pet ADD x",
+           "CREATE TEMP TRIGGER x AFTER INSERT ON Pet BEGIN DELETE FROM Pet; END", "SELECT WRITEFILE('{file}', 'x')", "SELECT LOAD_EXTENSION('x')", "SELECT 1; DROP TABLE Pet"]
 
 
 @pytest.mark.parametrize("sql", HOSTILE)
