@@ -14,6 +14,6 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
 
 **Reading order.** ``grpo`` (the mathematics) · ``train.py``, ``rollout``, ``batch``, ``update`` (the line) · ``policy``: ``tree``,
 ``model``, ``search``, ``logprobs``, ``lora``, ``stopping``, ``weights`` · ``task``: ``database``, ``answer``, ``reward``,
-``prompt``, ``temptabqa``, ``athletes``, ``guard``, ``mariadb``, ``mariadbd``, ``sqlite`` · ``config``, ``assemble``, ``start``,
-``warmup``, ``run``, ``evaluate``, ``ask``, ``files``.
+``prompt``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``, ``mariadb``, ``mariadbd``, ``grants``, ``sqlite``,
+``introspect`` · ``config``, ``assemble``, ``start``, ``warmup``, ``run``, ``evaluate``, ``ask``, ``plan``, ``files``.
 """

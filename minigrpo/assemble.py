@@ -5,12 +5,12 @@ import signal
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Callable, Mapping
+from typing import Any, Callable, Mapping
 
 from minigrpo import config
 from minigrpo.rollout import Judge
 from minigrpo.runtime import exit_on_sigterm
-from minigrpo.task import athletes, mariadb, sqlite, temptabqa
+from minigrpo.task import athletes, jsonl, mariadb, sqlite, temptabqa
 from minigrpo.task.database import Database, DatabaseError, MockDatabase, Tables
 from minigrpo.task.prompt import read_examples, render_prompt, schema_text
 from minigrpo.task.questions import Question
@@ -19,43 +19,62 @@ from minigrpo.task.reward import make_reward
 
 def load_split(task: config.Task, split: str, gold_sql: str = "") -> list[Question]:
     """The questions of one split; ``gold_sql``: a warm-up's source, whose queries are attached where they are known."""
+    own = ("athletes", "jsonl")                             # kinds whose questions bring gold SQL along
+    if gold_sql and (gold_sql if gold_sql in own else "temptabqa") != task.kind:
+        expected = f'"{task.kind}"' if task.kind in own else "a JSONL file"
+        raise ValueError(f'warmup.source: gold SQL for task.kind = "{task.kind}" comes from {expected}, got "{gold_sql}"')
     if task.kind == "temptabqa":
-        if gold_sql == "athletes":
-            raise ValueError("warmup.source: athletes bring gold SQL for task.kind = \"athletes\" only; for this benchmark "
-                             "name a JSONL file")
         return temptabqa.load_questions(task.path, split, gold_sql or None)
-    if gold_sql not in ("", "athletes"):
-        raise ValueError(f"warmup.source: the made-up athletes bring their own gold SQL: \"athletes\", not {gold_sql}")
-    return athletes.load_questions(split)
+    return athletes.load_questions(split) if task.kind == "athletes" else jsonl.load_questions(task.path, split)
 
 
 def open_judge(task: config.Task, database: config.Database, reward: config.Reward) -> Judge:
     """The task's side of a step: prompts, rewards, and a loaded database, open until the judge is left."""
     reward_function = make_reward(reward.preset)
-    made_up = task.kind == "athletes"
-    databases = athletes.load_databases() if made_up else temptabqa.load_databases(task.path)
     examples = read_examples(Path(task.examples)) if task.examples else []
-    schema = cache(lambda name: schema_text(task.template, databases[name], task.samples))
+    opened, tables = open_existing(task, database) if task.kind == "jsonl" else open_loaded(task, database)
+    schema = cache(lambda name: schema_text(task.template, tables[name], task.samples))
 
     def prompt(question: Question) -> str:
         return render_prompt(task.template, question.text, schema(question.database), examples=examples)
 
-    return Judge(prompt, open_database(database, databases), reward_function, database.connections,
-                 athletes.SECOND if made_up else "", tuple(databases))
+    second = athletes.SECOND if task.kind == "athletes" else ""
+    return Judge(prompt, opened, reward_function, database.connections, second, tuple(tables))
 
 
-def open_database(cfg: config.Database, databases: Mapping[str, Tables]) -> Database:
-    """The configured engine with ``databases`` loaded. A given server's password comes from the environment."""
-    limits = dict(time_limit=cfg.time_limit, max_rows=cfg.max_rows, max_bytes=cfg.max_bytes, connections=cfg.connections)
+def open_loaded(task: config.Task, cfg: config.Database) -> tuple[Database, Mapping[str, Tables]]:
+    """The configured engine with the task's tables loaded, and these."""
+    tables = athletes.load_databases() if task.kind == "athletes" else temptabqa.load_databases(task.path)
     if cfg.engine == "mock":
-        return MockDatabase()
+        return MockDatabase(), tables
     if cfg.engine == "sqlite":
-        return sqlite.open_sqlite(databases, **limits)
+        return sqlite.open_sqlite(tables, **_limits(cfg)), tables
     if not cfg.host and not cfg.socket:
-        return mariadb.open_private(databases, **limits)
-    password = os.environ.get(config.PASSWORD_VARIABLE, "")
-    return mariadb.open_server(databases, host=cfg.host, port=cfg.port, socket=cfg.socket, user=cfg.user,
-                               password=password, **limits)
+        return mariadb.open_private(tables, **_limits(cfg)), tables
+    return mariadb.open_server(tables, **_login(cfg), **_limits(cfg)), tables
+
+
+def open_existing(task: config.Task, cfg: config.Database) -> tuple[Database, Mapping[str, Tables]]:
+    """The databases that the task's questions are asked of, where they are, and their tables."""
+    if cfg.engine == "mock":
+        raise ValueError('database.engine: "mock" has no tables to show; task.kind = "jsonl" takes mariadb or sqlite')
+    names = jsonl.database_names(task.path)
+    if cfg.engine == "sqlite":
+        return sqlite.open_files(task.path, names, **_limits(cfg))
+    if not cfg.host and not cfg.socket:
+        raise ValueError('task.kind = "jsonl" asks databases that exist: name their MariaDB server by database.host or '
+                         'database.socket, or take database.engine = "sqlite"')
+    return mariadb.open_existing(names, **_login(cfg), **_limits(cfg))
+
+
+def _limits(cfg: config.Database) -> dict[str, Any]:
+    return dict(time_limit=cfg.time_limit, max_rows=cfg.max_rows, max_bytes=cfg.max_bytes, connections=cfg.connections)
+
+
+def _login(cfg: config.Database) -> dict[str, Any]:
+    """A given server's password comes from the environment."""
+    return dict(host=cfg.host, port=cfg.port, socket=cfg.socket, user=cfg.user,
+                password=os.environ.get(config.PASSWORD_VARIABLE, ""))
 
 
 def exit_status(program: str, recipe: Callable[[], int]) -> int:

@@ -26,9 +26,10 @@ def key(default: Any, doc: str, *, low: float | None = None, above: float | None
 
 @dataclass(frozen=True)
 class Task:
-    kind: str = key("temptabqa", "the benchmark, or athletes made up on the spot in its schema",
-                    choices=("temptabqa", "athletes"))
-    path: str = key("data/TEMPTABQA-C", "folder with the benchmark as published; athletes need none")
+    kind: str = key("temptabqa", "the benchmark; athletes made up on the spot in its schema; or jsonl, questions of your own "
+                                 "on databases that exist", choices=("temptabqa", "athletes", "jsonl"))
+    path: str = key("data/TEMPTABQA-C", "folder with the benchmark as published; athletes need none; jsonl: every NAME.jsonl "
+                                        "in it is a split, and for SQLite every NAME.sqlite a database")
     split: str = key("train", "split to train on")
     template: str = key("plain", "how a question and a schema become a prompt; chatml and gemma are the turns of chat models",
                         choices=("plain", "compact", "sqlcoder", "chatml", "gemma"))
@@ -41,10 +42,12 @@ class Task:
 @dataclass(frozen=True)
 class Database:
     engine: str = key("mariadb", "where SQL runs; mock: every query succeeds", choices=("mariadb", "sqlite", "mock"))
-    host: str = key("", "a given MariaDB server's host; with socket also empty a private server is started")
+    host: str = key("", "a given MariaDB server's host; with socket also empty a private server is started (for jsonl one has "
+                       "to be given)")
     port: int = key(3306, "the given server's port", low=1, high=65535)
     socket: str = key("", "the given server's unix socket")
-    user: str = key("", f"account on the given server; its password is read from ${PASSWORD_VARIABLE}")
+    user: str = key("", f"account on the given server (for jsonl one that may only read); its password is read from "
+                        f"${PASSWORD_VARIABLE}")
     time_limit: float = key(0.25, "seconds a query may take, enforced by the server", above=0)
     max_rows: int = key(1000, "rows a result may have", low=1)
     max_bytes: int = key(1_000_000, "bytes a result may have", low=1)
@@ -74,8 +77,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Warmup:
-    source: str = key("", "gold SQL that the model is shown before GRPO: a JSONL file of {split, index, sql, answerable}, or "
-                          "\"athletes\": the generator's own; empty: no warm-up")
+    source: str = key("", "gold SQL that the model is shown before GRPO: a JSONL file of {split, index, sql, answerable}; "
+                          "\"athletes\" or \"jsonl\": what questions of that kind bring along; empty: no warm-up")
     method: str = key("full", "full: all weights move, and the result becomes the base; lora: an adapter, which becomes the "
                               "reference", choices=("full", "lora"))
     examples: int = key(1000, "questions with gold SQL, drawn from task.split", low=1)

@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import os
+import shutil
+import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import pytest
 import torch
@@ -17,9 +20,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.weights import save_tensors
+from minigrpo.task.mariadb import open_private
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests/data/temptabqa_mini"
+SHOP = ROOT / "tests/data/shop"
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 1024,
           "tie_word_embeddings": True, "eos_token_id": 0}
@@ -135,6 +140,45 @@ sample_every = 3
 threads = 1
 """, encoding="utf-8")
     return file
+
+
+# ---------------------------------------------------------------------------------------------------- databases that exist
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory) -> Path:
+    """The worked example with its shop.sqlite built: questions of one's own on a database that exists."""
+    folder = shutil.copytree(SHOP, tmp_path_factory.mktemp("data") / "shop")
+    (folder / "shop.sqlite").unlink(missing_ok=True)        # whoever tried the example has one
+    connection = sqlite3.connect(folder / "shop.sqlite")
+    connection.executescript((folder / "shop.sql").read_text(encoding="utf-8"))
+    connection.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop_server() -> Iterator[dict[str, str]]:
+    """A MariaDB server with the same database, and the login of an account that may read it."""
+    if shutil.which("mariadbd") is None and "CI" not in os.environ:
+        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+    with open_private({"other": ()}) as server:
+        reader = server._readers["other"]
+        with replace(reader, user="root", password="").connect() as connection, connection.cursor() as cursor:
+            for statement in ("CREATE DATABASE shop CHARACTER SET utf8mb4", "USE shop",
+                              *(SHOP / "shop.sql").read_text(encoding="utf-8").rstrip(";\n").split(";\n"),
+                              "CREATE USER shopper@localhost IDENTIFIED BY 'open sesame'",
+                              "GRANT SELECT ON shop.* TO shopper@localhost"):
+                cursor.execute(statement)
+        yield {"socket": reader.socket, "user": "shopper", "password": "open sesame"}
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def shop_keys(request, shop, monkeypatch) -> list[str]:
+    """What a config says to ask the shop on either engine; a MariaDB password comes from the environment."""
+    keys = ["task.kind=jsonl", f"task.path={shop}"]
+    if request.param == "sqlite":
+        return keys
+    login = request.getfixturevalue("shop_server")
+    monkeypatch.setenv("MINIGRPO_DB_PASSWORD", login["password"])
+    return [*keys, "database.engine=mariadb", f"database.socket={login['socket']}", f"database.user={login['user']}"]
 
 
 class Ended(NamedTuple):

@@ -13,7 +13,7 @@ from minigrpo.config import Config, load_config
 from minigrpo.policy.lora import adapter_parameters, adapters, reference
 from minigrpo.policy.weights import save_adapter
 from minigrpo.start import adapter_facts, check_prompts_fit, load_start
-from minigrpo.task import athletes
+from minigrpo.task import athletes, jsonl
 from minigrpo.task.database import DatabaseError
 from minigrpo.task.mariadb import MariaDB
 from minigrpo.task.sqlite import SQLite
@@ -64,12 +64,22 @@ def test_the_athletes_bring_their_questions_and_their_gold_sql(config):
         assert load_split(task, split) == load_split(task, split, "athletes") == athletes.load_questions(split)
 
 
-def test_gold_sql_of_one_task_is_not_the_others(config, tmp_path):
-    benchmark, made_up = config().task, config("task.kind=athletes").task
-    assert sentence(load_split, benchmark, "train", "athletes") == (
-        'warmup.source: athletes bring gold SQL for task.kind = "athletes" only; for this benchmark name a JSONL file')
-    assert sentence(load_split, made_up, "train", "gold.jsonl") == (
-        'warmup.source: the made-up athletes bring their own gold SQL: "athletes", not gold.jsonl')
+def test_questions_of_ones_own_bring_their_gold_sql(config, shop):
+    """Ten of the twelve have some; with or without a warm-up, as with athletes."""
+    task = config("task.kind=jsonl", f"task.path={shop}").task
+    questions = load_split(task, "train", "jsonl")
+    assert questions == load_split(task, "train") == jsonl.load_questions(shop, "train")
+    assert (len(questions), sum(question.gold_sql is not None for question in questions)) == (12, 10)
+
+
+@pytest.mark.parametrize("kind, source, expected", [
+    ("temptabqa", "athletes", "a JSONL file"), ("temptabqa", "jsonl", "a JSONL file"),
+    ("athletes", "gold.jsonl", '"athletes"'), ("athletes", "jsonl", '"athletes"'),
+    ("jsonl", "gold.jsonl", '"jsonl"'), ("jsonl", "athletes", '"jsonl"')])
+def test_gold_sql_of_one_task_is_not_the_others(config, shop, kind, source, expected):
+    task = config(f"task.kind={kind}").task if kind != "jsonl" else config("task.kind=jsonl", f"task.path={shop}").task
+    assert sentence(load_split, task, "train", source) == (
+        f'warmup.source: gold SQL for task.kind = "{kind}" comes from {expected}, got "{source}"')
 
 
 def test_splits_and_files_that_are_not_there(config, tmp_path):
@@ -209,6 +219,52 @@ def test_no_text_can_close_a_turn(config, request, tmp_path, template, markers, 
             ids = policy.tokenizer.encode(judge.prompt(replace(load_questions(cfg.task.path, "train")[0], text=text)))
         seen[text] = [ids.count(policy.tokenizer.added_token(marker)) for marker in markers]
     assert seen[attack] == seen["Who?"] == ([5, 4] if template == "chatml" else [4, 3])
+
+
+# ---------------------------------------------------------------------------------------------------- databases that exist
+@pytest.fixture
+def shop_config(config, shop_keys):
+    return config(*shop_keys, "task.samples=3")
+
+
+def test_gold_sql_of_the_worked_example_is_right_on_both_engines(shop_config):
+    """A decimal 3.50, a sum and a date among the answers: the same text from each."""
+    questions = [question for question in load_split(shop_config.task, "train") if question.gold_sql]
+    with judge_of(shop_config) as judge:
+        for question in questions:
+            execution = judge.database.run(question.gold_sql, question.database)
+            assert judge.reward(question, question.gold_sql, execution).terms["strict"] == 1, (question, execution)
+        assert judge.second == ""
+
+
+def test_a_prompt_shows_a_database_that_exists(shop_config):
+    """Names, keys and links as declared, and values as SQL writes them: an apostrophe, a date, a NULL that is not shown."""
+    with judge_of(shop_config) as judge:
+        prompt = judge.prompt(load_split(shop_config.task, "dev")[0])
+    lines = [line.strip() for line in prompt.lower().splitlines()]
+    assert any(line.startswith("name varchar(40), -- e.g. 'ana petrov', 'brian o''hara', 'chen wei'") for line in lines)
+    assert any(line.startswith("city varchar(40), -- 'lisbon', 'oslo'") for line in lines)
+    assert any(line.startswith("since date -- e.g. '2021-03-14'") for line in lines)
+    assert any(line.startswith("price decimal(8,2) -- e.g. 3.5, 24, 6.25") for line in lines)
+    assert sum("references customers(customer_id)" in line for line in lines) == 1 and "primary key" in prompt.lower()
+
+
+@pytest.mark.parametrize("overrides, complaint", [
+    (["database.engine=mariadb"], 'task.kind = "jsonl" asks databases that exist: name their MariaDB server by database.host or '
+                                  'database.socket, or take database.engine = "sqlite"'),
+    (["database.engine=mock"], 'database.engine: "mock" has no tables to show; task.kind = "jsonl" takes mariadb or sqlite')])
+def test_databases_that_exist_have_to_be_somewhere(config, shop, overrides, complaint):
+    assert sentence(judge_of, config("task.kind=jsonl", f"task.path={shop}", *overrides)) == complaint
+
+
+def test_a_database_that_questions_name_and_nobody_has(config, shop, tmp_path):
+    """Of any split, before a question is asked; and a split with a broken line likewise."""
+    folder = shutil.copytree(shop, tmp_path / "mine")
+    cfg = config("task.kind=jsonl", f"task.path={folder}")
+    (folder / "later.jsonl").write_text('{"question": "?", "answer": 1, "database": "shopp"}\n')
+    assert sentence(judge_of, cfg) == f"unknown database 'shopp' (did you mean 'shop'?): {folder} has shop.sqlite"
+    (folder / "later.jsonl").write_text('{"question": "?", "answer": 1}\n')
+    assert sentence(judge_of, cfg) == f"{folder / 'later.jsonl'}, line 1: the key 'database' is missing"
 
 
 # ---------------------------------------------------------------------------------------------------------------- policy

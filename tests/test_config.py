@@ -130,7 +130,8 @@ def test_every_key_is_documented_and_its_default_is_in_its_own_range():
         assert not choices or spec.default in choices, dotted
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*sorted((ROOT / "configs").glob("*.toml")), ROOT / "tests/data/shop/shop.toml"],
+                         ids=lambda file: file.stem)
 def test_the_configs_we_ship_load(file):
     load_config(file)
 

@@ -52,6 +52,32 @@ def predictions(tmp_path: Path, *lines: tuple[str, int, str | None]) -> Path:
     return file
 
 
+# --------------------------------------------------------------------------------------------------- questions of one's own
+def test_a_model_on_a_database_that_exists(evaluate, out, shop_keys):
+    """The model writes a digit; of dev's answers 4, Lisbon, 6.25, 2 and a list only "2" is one that it can write."""
+    evaluate(*(word for key in shop_keys for word in ("--set", key)))
+    rows = rows_of(out)
+    assert [(row["split"], row["index"], row["kind"]) for row in rows] == [
+        ("dev", 0, "count"), ("dev", 1, "lookup"), ("dev", 2, "lookup"), ("dev", 3, "count"), ("dev", 4, "list")]
+    assert [row["strict"] for row in rows] == [int(row["index"] == 3 and row["answer"] == "2") for row in rows]
+    assert summary_of(out)["dev"]["n"] == summary_of(out)["dev"]["of"] == 5
+
+
+def test_predictions_on_a_database_that_exists(evaluate, out, tmp_path, shop_keys):
+    """Right: a count, a decimal, a list in another order. Wrong: half of the list would be REMS 50. An error: a write."""
+    file = predictions(tmp_path, ("dev", 0, "SELECT COUNT(*) FROM products"), ("dev", 1, "DELETE FROM customers"),
+                       ("dev", 2, "SELECT price FROM products WHERE name = 'Notebook'"),
+                       ("dev", 3, "SELECT name FROM clients"),
+                       ("dev", 4, "SELECT products.name FROM orders JOIN customers USING (customer_id) JOIN products "
+                                  "USING (product_id) WHERE customers.name = 'Dora Klein' ORDER BY price"),
+                       ("train", 4, "SELECT name FROM customers WHERE customer_id = 4"))
+    evaluate("--predictions", file, *(word for key in shop_keys for word in ("--set", key)))
+    assert [(row["split"], row["index"], row["status"], row["answer"], row["rems"], row["strict"]) for row in rows_of(out)] == [
+        ("dev", 0, "ok", "4", 1.0, 1), ("dev", 1, "refused", "", 0.0, 0), ("dev", 2, "ok", "6.25", 1.0, 1),
+        ("dev", 3, "unknown_table", "", 0.0, 0), ("dev", 4, "ok", "Notebook, Lamp", 1.0, 1),
+        ("train", 4, "ok", "Dora Klein", 0.5, 0)]
+
+
 # ----------------------------------------------------------------------------------------------------------- predictions
 @pytest.mark.parametrize("engine", ENGINES)
 def test_gold_sql_is_right_where_it_is_marked_answerable(evaluate, out, engine):

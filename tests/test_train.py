@@ -83,6 +83,24 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     return condition()
 
 
+# --------------------------------------------------------------------------------------------------- questions of one's own
+def test_a_run_on_databases_that_exist(run, shop, shop_keys):
+    """Two steps after a warm-up on the questions' own gold SQL, with a report; and the file is what it was."""
+    before = (shop / "shop.sqlite").read_bytes()
+    out = run(*shop_keys, "task.samples=1", "warmup.source=jsonl", "warmup.method=lora", "warmup.examples=10",
+              "warmup.epochs=1", "warmup.batch=5", "generation.max_new_tokens=90", "run.steps=2", "run.evaluate_every=1",
+              'evaluation.report=["dev"]')
+    assert [record["step"] for record in steps(out)] == [0, 1]
+    assert [record["dev/of"] for record in records(out) if "dev/of" in record] == [5, 5]
+    assert len(records(out, "warmup.jsonl")) == 2                       # ten examples, five a step, once
+    summary = json.loads((out / "summary.json").read_text())
+    assert all(summary[when]["dev"]["n"] == 5 and "suite" not in summary[when]["dev"] for when in ("before", "after"))
+    asked = [json.loads(line)["question"] for line in (shop / "train.jsonl").read_text().splitlines()]
+    assert all(sample["question"]["text"] in asked for sample in records(out, "samples.jsonl"))
+    assert (shop / "shop.sqlite").read_bytes() == before
+    assert sorted(file.name for file in shop.iterdir()) == ["dev.jsonl", "shop.sql", "shop.sqlite", "shop.toml", "train.jsonl"]
+
+
 # --------------------------------------------------------------------------------------------------------- one whole run
 def test_a_run_writes_its_files(whole, small_toml):
     """Kept: the last two, 4 and 6, and the best, 3: both evaluations found nothing right, and the first of equals stays."""

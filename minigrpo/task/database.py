@@ -78,27 +78,32 @@ class MockDatabase:
 # ------------------------------------------------------------------------------------------------------------ tables
 @dataclass(frozen=True)
 class Column:
-    """``type`` is "INT" or "TEXT" (each engine spells it its own way); ``references`` is ("Table", "column") or None."""
+    """``type`` is "INT" or "TEXT", which each engine spells its own way, or whatever a database that exists declares;
+    ``references`` is ("Table", "column") or None. Names, those of tables too, stand as SQL spells them: in quotes where
+    they need some."""
 
     name: str
-    type: Literal["INT", "TEXT"]
+    type: str
     references: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its rows. The first column is the primary key."""
+    """A table with its rows, or with some of them (not ``complete``). ``key``: the places of the primary key's columns, in
+    its order; none is no key."""
 
     name: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[object, ...], ...]
+    key: tuple[int, ...] = (0,)
+    complete: bool = True
 
 
-Tables = Sequence[Table]            # of one database, in an order in which foreign keys can be created
+Tables = Sequence[Table]            # of one database; one that is to be created has its foreign keys in order
 
 
 def create_table(table: Table, types: Mapping[str, str]) -> str:
-    """The CREATE TABLE statement, one column a line; ``types`` spells "INT" and "TEXT" in the engine's words.
+    """The CREATE TABLE statement; ``types`` spells types in the engine's words, what it leaves out stays as it is.
 
     >>> print(create_table(Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id"))), ()), {"INT": "INT"}))
     CREATE TABLE Pet (
@@ -106,12 +111,20 @@ def create_table(table: Table, types: Mapping[str, str]) -> str:
       owner INT REFERENCES Owner(id)
     )
     """
+    return "\n".join(table_lines(table, types))
+
+
+def table_lines(table: Table, types: Mapping[str, str]) -> list[str]:
+    """The same by lines: column i is line i + 1. A foreign key of several columns is told column by column."""
     lines = []
     for i, column in enumerate(table.columns):
-        key = " PRIMARY KEY" if i == 0 else ""
-        link = " REFERENCES {}({})".format(*column.references) if column.references else ""
-        lines.append(f"  {column.name} {types[column.type]}{key}{link}")
-    return f"CREATE TABLE {table.name} (\n" + ",\n".join(lines) + "\n)"
+        words = [column.name, types.get(column.type, column.type)]
+        words += ["PRIMARY KEY"] if table.key == (i,) else []
+        words += ["REFERENCES {}({})".format(*column.references)] if column.references else []
+        lines.append("  " + " ".join(filter(None, words)))              # SQLite has columns without a type
+    if len(table.key) > 1:
+        lines.append(f"  PRIMARY KEY ({', '.join(table.columns[i].name for i in table.key)})")
+    return [f"CREATE TABLE {table.name} (", *(line + "," for line in lines[:-1]), lines[-1], ")"]
 
 
 # --------------------------------------------------------------------------------------------------------- many at once

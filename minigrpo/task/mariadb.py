@@ -1,4 +1,5 @@
-"""The contract of database.py on MariaDB, private or given: tables in, one untrusted query in, one Execution out.
+"""The contract of database.py on MariaDB, private or given: tables in, or there already; one untrusted query in, one Execution
+out.
 
 Knows the server and its error numbers; of questions, rewards and models it knows nothing. Four guards, each enough for
 most of what a model writes: the text must be one SELECT (`objection`); the account may only read its database; the
@@ -12,14 +13,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from queue import LifoQueue
 from threading import Lock
-from typing import Mapping
+from typing import Iterable, Mapping
 
 import pymysql
+from pymysql.constants import FIELD_TYPE
+from pymysql.converters import conversions
 from pymysql.cursors import Cursor, SSCursor
 
 from minigrpo.task.database import DatabaseError, Execution, Status, Table, Tables, create_table
+from minigrpo.task.grants import beyond_reading, roles
 from minigrpo.task.guard import BLANK, Caps, objection
+from minigrpo.task.introspect import MARIADB, read_tables
 from minigrpo.task.mariadbd import start_server
+from minigrpo.task.questions import unknown
 
 SECONDS_OF_GRACE = 2.0          # beyond the time limit, for a query that the server's own clock does not stop
 PAUSES = (0.0, 0.1, 0.3, 1.0)   # seconds before each attempt to reach the server
@@ -62,6 +68,9 @@ SESSION = ("max_statement_time={:f}, tx_read_only=1, "
 # What the server takes for one quoted text or name, under the sql_mode set above.
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|`[^`]*(?:`|\Z)""", re.S)
 
+# PyMySQL would make a TIME a timedelta, whose text is "9:30:00" for 09:30:00 and "1 day, 2:00:00" for 26:00:00.
+CONVERSIONS = {kind: convert for kind, convert in conversions.items() if kind != FIELD_TYPE.TIME}
+
 RIGHTS = r"SELECT, INSERT, CREATE and DROP, WITH GRANT OPTION, on `minigrpo\_%`.*, and CREATE USER"
 
 
@@ -97,6 +106,26 @@ def open_server(databases: Mapping[str, Tables], *, host: str = "", port: int = 
         return MariaDB(readers, undo, time_limit, Caps(max_rows, max_bytes), connections)
 
 
+def open_existing(names: Iterable[str], *, host: str = "", port: int = 3306, socket: str = "", user: str, password: str,
+                  time_limit: float = 0.25, max_rows: int = 1000, max_bytes: int = 1_000_000,
+                  connections: int = 4) -> tuple["MariaDB", dict[str, Tables]]:
+    """Databases that exist on a server that someone else runs, to be read and nothing else; and what tables they have.
+
+    Nothing is made there and nothing dropped. The account may have no right but to read; what it may read, untrusted SQL may
+    read, in other databases too. ``DatabaseError``: unreachable, refused, an account that may do more, no such database.
+    """
+    login = _Login(socket, host, port, user, password)
+    try:
+        if more := beyond_reading(_grants(login)):
+            raise DatabaseError(f"{login} may do more than read ({', '.join(more)}): name an account that has SELECT alone")
+        with login.connect() as connection, connection.cursor() as cursor:
+            tables = {name: _tables(login, cursor, name) for name in names}
+    except pymysql.MySQLError as error:
+        raise DatabaseError(f"{login} cannot be read: {_message(error)}") from error
+    readers = {name: replace(login, database=name) for name in tables}
+    return MariaDB(readers, ExitStack(), time_limit, Caps(max_rows, max_bytes), connections), tables
+
+
 @dataclass(frozen=True)
 class _Login:
     """Where a server is (a socket, else host and port), as whom to talk to it, and about which database ("": none)."""
@@ -115,7 +144,8 @@ class _Login:
         # Without ssl_disabled PyMySQL builds an SSL context for each connection, which a socket has no use for.
         return pymysql.connect(unix_socket=self.socket or None, host=self.host or None, port=self.port, user=self.user,
                                password=self.password.encode(), ssl_disabled=bool(self.socket), charset="utf8mb4",
-                               collation="utf8mb4_bin", autocommit=True, connect_timeout=5, read_timeout=read_timeout)
+                               collation="utf8mb4_bin", conv=CONVERSIONS, autocommit=True, connect_timeout=5,
+                               read_timeout=read_timeout)
 
 
 class MariaDB:
@@ -243,6 +273,35 @@ def _answers(socket: str) -> bool:
     except pymysql.OperationalError:                        # the socket is made before it is listened to
         return False
     return True
+
+
+# ------------------------------------------------------------------------------------------------------------- what exists
+def _grants(login: _Login) -> list[str]:
+    """The lines of SHOW GRANTS, those of the roles that the account could turn on among them."""
+    with login.connect() as connection, connection.cursor() as cursor:
+        lines = _column(cursor, "SHOW GRANTS")
+        for role in roles(lines):
+            cursor.execute(f"SET ROLE {role}")
+            lines += _column(cursor, "SHOW GRANTS")
+    return lines
+
+
+def _tables(login: _Login, cursor: Cursor, name: str) -> Tables:
+    visible = _column(cursor, "SELECT schema_name FROM information_schema.schemata")
+    if name not in visible:
+        raise DatabaseError(f"{login}: {unknown('database', name, visible)}; it may see {', '.join(sorted(visible))}")
+
+    def query(sql: str) -> tuple[tuple, ...]:
+        cursor.execute(sql)
+        return cursor.fetchall()
+
+    cursor.connection.select_db(name)
+    return read_tables(name, MARIADB, query, pymysql.MySQLError)
+
+
+def _column(cursor: Cursor, sql: str) -> list[str]:
+    cursor.execute(sql)
+    return [value for value, in cursor.fetchall()]
 
 
 # --------------------------------------------------------------------------------------------------------------- loading

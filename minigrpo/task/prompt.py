@@ -7,10 +7,14 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Sequence
 
-from minigrpo.task.database import Table, Tables, create_table
+from minigrpo.task.answer import render_cell
+from minigrpo.task.database import Table, Tables, table_lines
+
+LONGEST = 100                   # characters of a sample value as SQL: one that is cut short would be none
 
 
 @dataclass(frozen=True)
@@ -153,27 +157,37 @@ def _signature(table: Table, samples: int) -> list[str]:
 
 def _with_comments(table: Table, samples: int) -> str:
     """CREATE TABLE's line i + 1 is column i; a comment goes behind it."""
-    lines = create_table(table, {"INT": "INT", "TEXT": "TEXT"}).splitlines()
+    lines = table_lines(table, {})
     for i, text in _shown_values(table, samples).items():
         lines[i + 1] += f" -- {text}"
     return "\n".join(lines)
 
 
 def _shown_values(table: Table, samples: int) -> dict[int, str]:
-    """Place of a column → its sample values, for the columns that have some to show."""
+    """Place of a column → its sample values, for the columns that have some to show. "e.g.": there are others."""
     shown = {}
     for i, column in enumerate(table.columns):
-        if i == 0 or column.references or not samples:
+        if i in table.key or column.references or not samples:
             continue
         counts = Counter(row[i] for row in table.rows if row[i] is not None)
-        values = [value for value, _ in counts.most_common(samples)]
+        values = [text for text in (_literal(value) for value, _ in counts.most_common()) if _fits(text)][:samples]
         if values:
-            shown[i] = f"{'' if len(counts) <= samples else 'e.g. '}{', '.join(map(_literal, values))}"
+            all_there = table.complete and len(values) == len(counts)
+            shown[i] = f"{'' if all_there else 'e.g. '}{', '.join(values)}"
     return shown
 
 
 def _literal(value: object) -> str:
-    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+    """A value as SQL spells it, on either engine: a number as it is, bytes as x'00ff', all else, a date too, as text."""
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'"
+    text = render_cell(value)
+    return text if isinstance(value, int | float | Decimal) else "'" + text.replace("'", "''") + "'"
+
+
+def _fits(literal: str) -> bool:
+    """Short, and one line: a line break would end the comment that it stands in."""
+    return len(literal) <= LONGEST and not re.search("[\0-\x1f\x7f\x85\u2028\u2029]", literal)
 
 
 def extract_sql(completion: str) -> str | None:

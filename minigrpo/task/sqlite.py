@@ -1,6 +1,8 @@
-"""The contract of database.py on the SQLite that Python links: tables in memory, untrusted SELECTs in, Executions out.
+"""The contract of database.py on the SQLite that Python links: tables in memory, or a file, untrusted SELECTs in, Executions
+out.
 
-Each worker slot has its own copy of every database it is asked for: queries run side by side and none sees another.
+Each worker slot has its own copy of every database it is asked for, or its own connection to the file, which it opens as
+immutable: queries run side by side and none sees another.
 Guards: `query_only`; an authorizer that permits reads of our tables and a list of functions; a clock; caps on lengths.
 One C function on long strings cannot be interrupted, so strings are short (`CELL_BYTES`) and calls few (`MAX_CALLS`).
 SQLite copies a CTE at each mention while it compiles, 2ⁿ copies for n that double, before any guard of its own acts:
@@ -18,12 +20,15 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from queue import LifoQueue
 from threading import Lock
-from typing import Callable, Mapping
+from typing import Callable, Iterable, Mapping
 
 from minigrpo.task.database import DatabaseError, Execution, Status, Tables, create_table
 from minigrpo.task.guard import BLANK, MAX_SQL, Caps, objection
+from minigrpo.task.introspect import SQLITE, read_tables
+from minigrpo.task.questions import unknown
 
 CELL_BYTES = 32_768         # of one value or one stored row: what a C function can be given
 MAX_CALLS = 100             # of functions and LIKEs in a statement
@@ -66,17 +71,36 @@ def open_sqlite(databases: Mapping[str, Tables], *, time_limit: float = 0.25, ma
     ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a number as 8, NULL as 0), a value ``CELL_BYTES``.
     ``DatabaseError``: tables that cannot be loaded, or whose rows are longer than ``CELL_BYTES``.
     """
-    if time_limit <= 0 or connections < 1:
-        raise ValueError(f"expected time_limit > 0 and connections >= 1, got {time_limit} and {connections}")
     images = {name: _image(name, tables) for name, tables in databases.items()}
-    return SQLite(images, lambda image: _Worker(image, time_limit, Caps(max_rows, max_bytes)), connections)
+    return SQLite(images, time_limit, Caps(max_rows, max_bytes), connections)
+
+
+def open_files(folder: str | Path, names: Iterable[str], *, time_limit: float = 0.25, max_rows: int = 1000,
+               max_bytes: int = 1_000_000, connections: int = 4) -> tuple["SQLite", dict[str, Tables]]:
+    """The same on databases that exist, "shop" being ``folder``'s shop.sqlite; and what tables they have.
+
+    Nothing that is run can change a file, nor may anyone else while it is open. A query that touches a value longer than
+    ``CELL_BYTES`` is ``too_large``. ``ValueError``: there is no such file; ``DatabaseError``: it cannot be read.
+    """
+    there = {file.stem: file for file in sorted(Path(folder).resolve().glob("*.sqlite"))}
+    files = {}
+    for name in names:
+        if name not in there:                               # no name leads out of the folder
+            raise ValueError(f"{unknown('database', name, there)}: {folder} has "
+                             f"{', '.join(file.name for file in there.values()) or 'no *.sqlite'}")
+        files[name] = there[name]
+    tables = {name: _tables(name, file) for name, file in files.items()}
+    return SQLite(files, time_limit, Caps(max_rows, max_bytes), connections), tables
 
 
 class SQLite:
     """Implements ``Database``. A slot serves one thread at a time: database name → worker, made on first use."""
 
-    def __init__(self, images: dict[str, bytes], open_worker: Callable[[bytes], "_Worker"], connections: int) -> None:
-        self._images, self._open_worker, self._connections = images, open_worker, connections
+    def __init__(self, sources: Mapping[str, bytes | Path], time_limit: float, caps: Caps, connections: int) -> None:
+        """``sources``: a database's name → its image, or its file."""
+        if time_limit <= 0 or connections < 1:
+            raise ValueError(f"expected time_limit > 0 and connections >= 1, got {time_limit} and {connections}")
+        self._sources, self._time_limit, self._caps, self._connections = sources, time_limit, caps, connections
         self._closed, self._closing = False, Lock()
         self._slots: LifoQueue[dict[str, _Worker]] = LifoQueue()
         for _ in range(connections):
@@ -84,8 +108,8 @@ class SQLite:
 
     def run(self, sql: str | None, database_name: str) -> Execution:
         """See ``Database.run``. Blocks while all slots are busy (not counted in ``seconds``)."""
-        if database_name not in self._images:
-            raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._images))}")
+        if database_name not in self._sources:
+            raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._sources))}")
         if sql is None or not sql.strip(BLANK):
             return Execution("no_sql")
         if reason := _objection(sql):
@@ -95,13 +119,15 @@ class SQLite:
             if self._closed:
                 raise DatabaseError("SQLite is closed")
             if database_name not in slot:
-                slot[database_name] = self._open_worker(self._images[database_name])
+                slot[database_name] = _Worker(self._sources[database_name], self._time_limit, self._caps)
             return slot[database_name].run(sql)
+        except sqlite3.Error as error:                      # in opening it: what a query meets, its worker has sorted out
+            raise DatabaseError(f"SQLite cannot open {database_name!r} any more: {error}") from error
         finally:
             self._slots.put(slot)
 
     def close(self) -> None:
-        """Wait for the queries that run, then free all copies."""
+        """Wait for the queries that run, then free all copies and files."""
         with self._closing:
             if self._closed:
                 return
@@ -119,14 +145,15 @@ class SQLite:
 
 
 class _Worker:
-    """One connection to one copy of a database; one query at a time."""
+    """One connection to one copy of a database, or to a file; one query at a time."""
 
-    def __init__(self, image: bytes, time_limit: float, caps: Caps) -> None:
+    def __init__(self, source: bytes | Path, time_limit: float, caps: Caps) -> None:
         self.time_limit, self.caps = time_limit, caps
         self.deadline, self.calls = 0.0, 0
-        self.connection = _connect()
-        self.connection.deserialize(image)
-        names = self.connection.execute("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")
+        self.connection = _connect(source) if isinstance(source, Path) else _connect()
+        if isinstance(source, bytes):
+            self.connection.deserialize(source)
+        names = self.connection.execute("SELECT lower(name) FROM sqlite_master WHERE type IN ('table', 'view')")
         self.tables = frozenset(name for name, in names if not name.startswith("sqlite_"))
         self.connection.execute("PRAGMA query_only = 1")
         self.connection.execute("PRAGMA temp_store = FILE")
@@ -218,8 +245,25 @@ def _image(name: str, tables: Tables) -> bytes:
         return connection.serialize()
 
 
-def _connect() -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, cached_statements=0)
+def _tables(name: str, file: Path) -> Tables:
+    """What a file holds. The statements are ours, so that a value may be long; it is cut where it is read."""
+    for beside in (file.with_name(file.name + end) for end in ("-wal", "-journal")):
+        if beside.is_file() and beside.stat().st_size:      # an immutable file is read without it
+            raise DatabaseError(f"{file} is not whole without {beside.name}: close what writes to it")
+    try:
+        with closing(_connect(file)) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2**31 - 1)
+            connection.text_factory = lambda text: text.decode(errors="replace")
+            return read_tables(name, SQLITE, lambda sql: connection.execute(sql).fetchall(), sqlite3.OperationalError)
+    except sqlite3.Error as error:
+        raise DatabaseError(f"{file} cannot be read: {error}") from error
+
+
+def _connect(file: Path | None = None) -> sqlite3.Connection:
+    """To a file, else to an empty database in memory; with the limits that untrusted SQL gets."""
+    # An immutable file is never written to, nor locked, and no other is made beside it.
+    address = f"{file.as_uri()}?mode=ro&immutable=1" if file else ":memory:"
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, cached_statements=0)
     for limit, value in LIMITS.items():
         connection.setlimit(limit, value)
     for function, arguments, implementation in OURS:

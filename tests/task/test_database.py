@@ -3,11 +3,11 @@
 import sqlite3
 import threading
 import time
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from minigrpo.task.database import STATUSES, Column, Execution, MockDatabase, Table, create_table, run_all
+from minigrpo.task.database import STATUSES, Column, Execution, MockDatabase, Table, create_table, run_all, table_lines
 
 PET = Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id")), Column("name", "TEXT")), ())
 
@@ -64,9 +64,25 @@ def test_create_table_with_one_column():
     assert create_table(table, {"TEXT": "TEXT"}) == "CREATE TABLE T (\n  a TEXT PRIMARY KEY\n)"
 
 
-def test_a_type_without_spelling_is_an_error():
-    with pytest.raises(KeyError, match="TEXT"):
-        create_table(PET, {"INT": "INT"})
+def test_a_type_that_the_engine_does_not_respell_stays_as_declared():
+    table = Table("T", (Column("a", "INT"), Column("b", "DECIMAL(8,2)"), Column("c", "")), ())
+    assert create_table(table, {"INT": "INTEGER"}) == "CREATE TABLE T (\n  a INTEGER PRIMARY KEY,\n  b DECIMAL(8,2),\n  c\n)"
+
+
+@pytest.mark.parametrize("key, place_in_key", [((), {}), ((1,), {"owner": 1}), ((2, 0), {"name": 1, "id": 2})])
+def test_create_table_has_the_key_that_the_table_has(key, place_in_key):
+    """None, one that is not the first column, and one of two columns, "name" before "id": as SQLite reads it back."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute(create_table(replace(PET, key=key), {}))
+    columns = connection.execute("PRAGMA table_info(Pet)").fetchall()
+    assert {column[1]: column[5] for column in columns if column[5]} == place_in_key
+    connection.close()
+
+
+def test_a_column_has_its_own_line():
+    """Also where its name holds a line break; the key of several columns comes after all of them."""
+    table = Table("T", (Column("`a\nb`", "INT"), Column("c", "INT")), (), key=(0, 1))
+    assert table_lines(table, {}) == ["CREATE TABLE T (", "  `a\nb` INT,", "  c INT,", "  PRIMARY KEY (`a\nb`, c)", ")"]
 
 
 # --------------------------------------------------------------------------------------------------------- executions

@@ -1,6 +1,9 @@
 """prompt.py: what the model reads, to the letter, and what is taken from what it writes."""
 
+import datetime
 import json
+from decimal import Decimal
+
 
 import pytest
 from hypothesis import given
@@ -57,6 +60,38 @@ def test_the_compact_schema_without_samples_is_names_alone():
 
 def test_a_column_without_values_has_no_samples_in_the_compact_schema():
     assert schema_text("compact", [Table("T", OWNER.columns, ((1, None),))], 3) == "T(owner_id, name)"
+
+
+def test_keys_are_where_they_are_and_have_no_samples():
+    """A table of pairs, whose key is both columns, and one without a key, whose first column then has samples."""
+    pairs = Table("Pair", (Column("a", "INT"), Column("b", "INT"), Column("since", "INT")), ((1, 2, 1990),), key=(1, 0))
+    assert schema_text("plain", [pairs], 3) == (
+        "CREATE TABLE Pair (\n  a INT,\n  b INT,\n  since INT, -- 1990\n  PRIMARY KEY (b, a)\n);")
+    assert schema_text("compact", [pairs, Table("Log", pairs.columns, pairs.rows, key=())], 3) == (
+        "Pair(a, b, since (1990))\nLog(a (1), b (2), since (1990))")
+
+
+@pytest.mark.parametrize("value, literal", [
+    (Decimal("3.50"), "3.5"), (2.5, "2.5"), (datetime.date(2023, 1, 10), "'2023-01-10'"),
+    (datetime.datetime(2023, 1, 10, 9, 30), "'2023-01-10 09:30:00'"), (b"\x00'", "x'0027'"), ("O'Hara", "'O''Hara'")])
+def test_a_sample_is_what_sql_would_compare_with(value, literal):
+    assert schema_text("compact", [Table("T", OWNER.columns, ((1, value),))], 3) == f"T(owner_id, name ({literal}))"
+
+
+@pytest.mark.parametrize("awkward", ["x" * 99, "x" * 10_000, "two\nlines", "two\u2028lines", "a\x00b", b"x" * 49])
+@pytest.mark.parametrize("template", ["plain", "compact"])
+def test_a_value_too_long_or_of_several_lines_is_left_out(template, awkward):
+    """Most frequent, it makes place for the next, which is then an example among others. 98 signs and two quotes are 100."""
+    rows = tuple(enumerate([awkward, awkward, "y" * 98]))
+    text = schema_text(template, [Table("T", OWNER.columns, rows)], 1)
+    assert f"e.g. '{'y' * 98}'" in text and len(text.splitlines()) == (4 if template == "plain" else 1) and len(text) < 200
+    assert schema_text("compact", [Table("T", OWNER.columns, rows[:2])], 1) == "T(owner_id, name)"
+
+
+def test_values_of_a_part_of_the_rows_are_examples():
+    """Both names that are known are shown, but there may be others in the rest."""
+    table = Table("T", OWNER.columns, ((1, "a"), (2, "b")), complete=False)
+    assert schema_text("compact", [table], 3) == "T(owner_id, name (e.g. 'a', 'b'))"
 
 
 def test_only_compact_has_a_schema_of_its_own():

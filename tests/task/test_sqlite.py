@@ -1,8 +1,10 @@
 """Real SQLite throughout. Pet has four rows, chosen so that every expected value can be counted by eye."""
 
+import hashlib
 import json
 import os
 import re
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigrpo.task.database import STATUSES, Column, DatabaseError, Table, run_all
-from minigrpo.task.sqlite import CELL_BYTES, MAX_CALLS, MAX_EXPANSIONS, expansions, open_sqlite
+from minigrpo.task.sqlite import CELL_BYTES, MAX_CALLS, MAX_EXPANSIONS, expansions, open_files, open_sqlite
 from minigrpo.task.temptabqa import database_of, load_databases
 
 OWNER = Table("Owner", (Column("owner_id", "INT"), Column("name", "TEXT")), ((1, "Zoë"), (2, "Bob")))
@@ -277,8 +279,8 @@ def test_close_waits_frees_and_repeats():
 def test_broken_database_is_no_reward():
     """An image whose pages beyond the first are overwritten: SQLITE_CORRUPT, not a bad query."""
     db = open_sqlite({"pets": [OWNER, PET]})
-    image = db._images["pets"]
-    db._images["pets"] = image[:4096] + b"\xff" * (len(image) - 4096)
+    image = db._sources["pets"]
+    db._sources["pets"] = image[:4096] + b"\xff" * (len(image) - 4096)
     with db, pytest.raises(DatabaseError, match="SQLITE_CORRUPT"):
         db.run("SELECT * FROM Pet", "pets")
 
@@ -298,6 +300,165 @@ def test_tables_that_do_not_load(table, reason):
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match="expected time_limit > 0 and connections >= 1"):
         open_sqlite({}, **wrong)
+
+
+# ------------------------------------------------------------------------------------------------------ files that exist
+def write(file: Path, *statements: str) -> Path:
+    """A database made by these statements, functions and collations of its maker's own included."""
+    connection = sqlite3.connect(file)
+    connection.create_function("theirs", 1, lambda value: value, deterministic=True)
+    connection.create_collation("theirs", lambda one, other: (one > other) - (one < other))
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    return file
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return write(tmp_path / "pets.sqlite", "CREATE TABLE Pet (pet_id INTEGER PRIMARY KEY, owner_id INT, name TEXT)",
+                 "INSERT INTO Pet VALUES (1, 1, 'Rex'), (2, 1, 'Mia'), (3, 2, NULL), (4, 2, 'Rex ')",
+                 "CREATE VIEW Named AS SELECT name FROM Pet WHERE name IS NOT NULL")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file of the folder, by the hash of its bytes."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def failure(folder: Path, *names: str) -> str:
+    with pytest.raises((DatabaseError, ValueError)) as caught:
+        open_files(folder, names)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_is_read_where_it_is(file):
+    """Its views too; its text is compared as it was declared, not as in the databases that we make."""
+    before = contents(file.parent)
+    database, tables = open_files(file.parent, ["pets"])
+    with database:
+        assert rows(database, "SELECT name FROM Pet ORDER BY pet_id") == (("Rex",), ("Mia",), (None,), ("Rex ",))
+        assert rows(database, "SELECT COUNT(*) FROM Named WHERE name = 'Rex'") == ((1,),)
+        assert rows(database, "SELECT name FROM Pet GROUP BY name ORDER BY COUNT(*), name LIMIT 1") == ((None,),)
+        assert database.run("SELECT * FROM sqlite_master", "pets").status == "refused"
+        queries = [(f"SELECT {i}, COUNT(*) FROM Pet WHERE pet_id <= {i}", "pets") for i in range(16)]
+        assert [execution.rows for execution in run_all(database, queries, 4)] == [((i, min(i, 4)),) for i in range(16)]
+    assert [table.name for table in tables["pets"]] == ["Pet", "Named"] and tables["pets"][0].rows[1] == (2, 1, "Mia")
+    assert contents(file.parent) == before
+
+
+HOSTILE = ["INSERT INTO Pet VALUES (9, 1, 'x')", "WITH d AS (SELECT 1) UPDATE Pet SET name = 'x' RETURNING name",
+           "DROP VIEW Named", "PRAGMA query_only = 0", "PRAGMA writable_schema = 1", "PRAGMA journal_mode = WAL",
+           "ATTACH '{file}' AS x", "ATTACH 'file:{file}?mode=rw' AS x", "VACUUM", "VACUUM INTO '{file}.copy'", "REINDEX",
+           "ANALYZE", "BEGIN IMMEDIATE", "CREATE TABLE x (a)", "ALTER TABLE Pet ADD x",
+           "CREATE TEMP TRIGGER x AFTER INSERT ON Pet BEGIN DELETE FROM Pet; END", "SELECT WRITEFILE('{file}', 'x')", "SELECT LOAD_EXTENSION('x')", "SELECT 1; DROP TABLE Pet"]
+
+
+@pytest.mark.parametrize("sql", HOSTILE)
+def test_hostile_sql_leaves_a_file_as_it_was(file, sql):
+    """Nothing beside it either: no journal, no copy."""
+    before, sql = contents(file.parent), sql.format(file=file)
+    database, _ = open_files(file.parent, ["pets"])
+    with database:
+        assert not database.run(sql, "pets").ok
+    assert contents(file.parent) == before
+
+
+def test_past_every_other_guard_a_file_is_still_immutable(file):
+    """No look at the text, no authorizer, no query_only, any schema writable: the file itself was opened not to be written."""
+    before = contents(file.parent)
+    database, _ = open_files(file.parent, ["pets"])
+    with database:
+        database.run("SELECT 1", "pets")
+        (slot,) = [slot for slot in database._slots.queue if slot]
+        connection = slot["pets"].connection
+        connection.set_authorizer(None)
+        for pragma in ("query_only = 0", "writable_schema = 1", "locking_mode = EXCLUSIVE"):
+            connection.execute(f"PRAGMA {pragma}")
+        for sql in ("INSERT INTO Pet VALUES (9, 1, 'x')", "DROP TABLE Pet", "DELETE FROM sqlite_master", "VACUUM",
+                    "PRAGMA user_version = 7", f"ATTACH '{file}.other' AS x"):
+            with pytest.raises(sqlite3.OperationalError, match="readonly|too many attached"):
+                connection.execute(sql)
+    assert contents(file.parent) == before
+
+
+def test_a_folder_may_be_one_that_nobody_can_write_to_and_a_path_may_have_any_sign(tmp_path):
+    folder = tmp_path / "100 % #1? ü"
+    folder.mkdir()
+    write(folder / "a?b.sqlite", "CREATE TABLE t (i INT)", "INSERT INTO t VALUES (7)")
+    folder.chmod(0o500)
+    database, _ = open_files(folder, ["a?b"])
+    with database:
+        assert rows(database, "SELECT i FROM t", "a?b") == ((7,),)
+    folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["../pets", "/etc/passwd", "", "inner/pets", "pets.sqlite", "Pets"])
+def test_a_database_is_a_name_and_no_way_to_a_file(file, tmp_path, name):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    write(inner / "pets.sqlite", "CREATE TABLE t (i INT)")
+    message = failure(inner if name.startswith("..") else tmp_path, name)
+    assert message.startswith(f"unknown database {name!r}") and message.endswith("has pets.sqlite")
+
+
+def test_a_folder_without_databases(tmp_path):
+    assert failure(tmp_path, "shop") == f"unknown database 'shop': {tmp_path} has no *.sqlite"
+
+
+@pytest.mark.parametrize("content, complaint", [
+    (b"no database " * 100, "{file} cannot be read: file is not a database"),
+    (b"", "the database 'bad' has no table that may be read")])
+def test_a_file_that_is_no_database(tmp_path, content, complaint):
+    (tmp_path / "bad.sqlite").write_bytes(content)
+    assert failure(tmp_path, "bad") == complaint.format(file=tmp_path / "bad.sqlite")
+
+
+def test_a_view_of_a_table_that_is_gone(tmp_path):
+    write(tmp_path / "bad.sqlite", "CREATE TABLE t (i INT)", "CREATE VIEW v AS SELECT i FROM t", "DROP TABLE t")
+    assert failure(tmp_path, "bad") == f"{tmp_path / 'bad.sqlite'} cannot be read: no such table: main.t"
+
+
+def test_a_file_that_is_being_written(file):
+    """What a write-ahead log holds is not in the file yet, and an immutable file is read without it."""
+    writer = sqlite3.connect(file)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("INSERT INTO Pet VALUES (5, 1, 'Ida')")
+    writer.commit()
+    assert failure(file.parent, "pets") == f"{file} is not whole without pets.sqlite-wal: close what writes to it"
+    writer.close()                                          # which moves the log into the file
+    database, _ = open_files(file.parent, ["pets"])
+    with database:
+        assert rows(database, "SELECT COUNT(*) FROM Pet") == ((5,),)
+
+
+def test_functions_and_collations_that_only_its_maker_has(tmp_path):
+    """What needs them is an error of the query; the rest of the database can be read."""
+    write(tmp_path / "odd.sqlite", "CREATE TABLE t (i INT, name TEXT COLLATE theirs)", "CREATE INDEX it ON t(theirs(i))",
+          "INSERT INTO t VALUES (1, 'b'), (2, 'a')")
+    database, _ = open_files(tmp_path, ["odd"])
+    with database:
+        assert rows(database, "SELECT i, name FROM t", "odd") == ((1, "b"), (2, "a"))
+        assert database.run("SELECT name FROM t ORDER BY name", "odd").status == "other"
+
+
+def test_a_value_longer_than_the_cap_spoils_only_what_reads_it(tmp_path):
+    write(tmp_path / "long.sqlite", "CREATE TABLE t (i INT, words TEXT)",
+          f"INSERT INTO t VALUES (7, '{'x' * (CELL_BYTES + 1)}')")
+    database, tables = open_files(tmp_path, ["long"])
+    with database:
+        assert rows(database, "SELECT i FROM t", "long") == ((7,),)
+        assert database.run("SELECT words FROM t", "long").status == "too_large"
+    assert len(tables["long"][0].rows[0][1]) == 100
+
+
+def test_a_file_that_goes_away_is_an_error_and_no_outcome(file):
+    database, _ = open_files(file.parent, ["pets"])
+    file.unlink()
+    with database, pytest.raises(DatabaseError, match="cannot open 'pets' any more: unable to open database file"):
+        database.run("SELECT 1", "pets")
 
 
 # --------------------------------------------------------------------------------------------------------- any text

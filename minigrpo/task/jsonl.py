@@ -1,0 +1,98 @@
+"""A user's own questions: a folder whose ``NAME.jsonl`` is the split NAME, a question a line. Knows no database.
+
+{"question": "How many?", "answer": 2, "database": "shop"}, and where they are known "gold_sql" and "kind". The answer is a
+text, a number or a list of them: what the right query's cells are once they are text.
+"""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import NoReturn
+
+from minigrpo.task.answer import render_answer, split_answer
+from minigrpo.task.questions import Question, unknown
+
+NEEDED, OPTIONAL = ("question", "answer", "database"), ("gold_sql", "kind")
+
+
+def load_questions(path: str | Path, split: str) -> list[Question]:
+    """The questions of one split, in the file's order; index = line − 1.
+
+    Raises FileNotFoundError (no folder) or ValueError: no such split; a line, by its number, that is no question.
+    """
+    splits = _splits(Path(path))
+    if split not in splits:
+        raise ValueError(f"{unknown('split', split, splits)}: {path} has "
+                         f"{', '.join(file.name for file in splits.values()) or 'no *.jsonl'}")
+    file, questions = splits[split], []
+    lines = file.read_bytes().rstrip().split(b"\n")         # not splitlines(): a text may hold U+2028
+    if lines == [b""]:
+        raise ValueError(f"{file} holds no questions")
+    for index, line in enumerate(lines):
+        try:
+            questions.append(_question(line, split, index))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {index + 1}: {error}") from None
+    return questions
+
+
+def database_names(path: str | Path) -> list[str]:
+    """Every database that a question of any split is asked of."""
+    return sorted({question.database for split in _splits(Path(path)) for question in load_questions(path, split)})
+
+
+def _splits(path: Path) -> dict[str, Path]:
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path} of questions")
+    return {file.stem: file for file in sorted(path.glob("*.jsonl"))}
+
+
+def _question(line: bytes, split: str, index: int) -> Question:
+    try:
+        record = json.loads(line.decode(), parse_float=Decimal, parse_constant=_refuse)
+    except ValueError as error:                             # UnicodeDecodeError is one
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object with {', '.join(NEEDED)}, got {str(record)[:80]}")
+    known = (*NEEDED, *OPTIONAL)
+    if strange := [name for name in record if name not in known]:
+        raise ValueError(f"{unknown('key', strange[0], known)}: the keys are {', '.join(known)}")
+    if missing := [name for name in NEEDED if name not in record]:
+        raise ValueError(f"the key {missing[0]!r} is missing")
+    for name in ("question", "database", *record.keys() & set(OPTIONAL)):
+        _expect_text(name, record[name])
+    answer = _answer(record["answer"])
+    return Question(f"{split}/{index}", split, index, record["question"], answer, record["database"],
+                    record.get("kind", ""), record.get("gold_sql"))
+
+
+def _answer(value: object) -> str:
+    """As ``render_answer`` writes a column with these cells."""
+    parts = value if isinstance(value, list) else [value]
+    for part in parts:
+        if type(part) not in (str, int, Decimal):           # a boolean is an int, but what would a database return?
+            raise ValueError(f"answer: expected a text, a number or a list of them, got {json.dumps(value, default=str)[:80]}")
+        if isinstance(part, str):
+            _check_encodable("answer", part)
+    text = render_answer((part,) for part in parts)
+    if not any(split_answer(text)):
+        raise ValueError(f"answer: {json.dumps(value)[:80]} is empty: there is nothing to compare with")
+    return text
+
+
+def _expect_text(name: str, value: object) -> None:
+    """A text that is not blank; a kind may be."""
+    if not isinstance(value, str) or not (value.strip() or name == "kind"):
+        raise ValueError(f"{name}: expected a text, got {json.dumps(value, default=str)[:80]}")
+    _check_encodable(name, value)
+
+
+def _check_encodable(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:                              # JSON can spell half a surrogate pair
+        raise ValueError(f"{name}: half a surrogate pair is no text") from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
