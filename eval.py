@@ -29,7 +29,8 @@ def evaluate_model(cfg: Config, splits: Splits) -> Iterator[Row]:
     questions = [question for members in splits.values() for question in members]
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
         policy = load_start(cfg)
-        check_prompts_fit(policy, judge, questions, cfg.generation.max_new_tokens)
+        check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, judge, questions,
+                          cfg.generation.max_new_tokens)
         yield from evaluate_policy(questions, policy, judge, cfg.generation, cfg.evaluation.batch)
 
 
@@ -41,7 +42,8 @@ def answer(cfg: Config, text: str, database: str | None) -> int:
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
         question = pose(text, database, judge)
         policy = load_start(cfg)
-        check_prompts_fit(policy, judge, [question], cfg.generation.max_new_tokens)
+        check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, judge, [question],
+                          cfg.generation.max_new_tokens)
         draws = generator(cfg.run.seed, 0, "ask", policy.model.device)
         say(show_candidates(write_candidates(question, policy, judge, cfg.generation, draws), cfg.generation))
     return 0

@@ -1,12 +1,13 @@
-"""Train: python train.py CONFIG [--set section.key=value ...] [--resume]"""
+"""Train: python train.py CONFIG [--set section.key=value ...] [--resume | --dry-run]"""
 
 import argparse
 import sys
 from functools import partial
 
-from minigrpo.assemble import exit_status, load_split, open_judge
+from minigrpo.assemble import exit_status, load_data, open_judge
 from minigrpo.batch import make_batch
 from minigrpo.config import Config, load_config, require
+from minigrpo.dry_run import dry_run
 from minigrpo.evaluate import evaluate_policy, report_splits, show_report, summarise
 from minigrpo.metrics import Clock, average
 from minigrpo.policy.lora import reference
@@ -23,30 +24,26 @@ def train(cfg: Config, *, resume: bool = False) -> int:
     require(cfg, "model.path", "run.out")
     use_threads(cfg.run.threads)
     check_folder(cfg, resume=resume)
-    known = load_split(cfg.task, cfg.task.split, cfg.warmup.source)
-    check_start(cfg, known)
-    answered = shuffle_answers(known, cfg.run.seed) if cfg.task.shuffle_answers else known
-    questions = QuestionStream(answered, cfg.grpo.questions, cfg.run.seed)
-    split = cfg.evaluation.split
-    dev = load_split(cfg.task, split)
-    asked = dev[:cfg.evaluation.questions or len(dev)]
-    splits = {name: load_split(cfg.task, name) for name in cfg.evaluation.report}
+    data = load_data(cfg)
+    check_start(cfg, data.known)
+    answered = shuffle_answers(data.known, cfg.run.seed) if cfg.task.shuffle_answers else data.known
+    questions, split = QuestionStream(answered, cfg.grpo.questions, cfg.run.seed), cfg.evaluation.split
 
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge, open_folder(cfg, resume=resume):
-        make_start(cfg, judge, known, asked)
+        make_start(cfg, judge, data.known, data.asked)
         policy = load_start(cfg)
         model, optimizer = policy.model, make_optimizer(policy.model, cfg.grpo)
         temperature = cfg.generation.temperature if cfg.generation.method == "sample" else 1.0
-        check_prompts_fit(policy, judge, [*known, *asked, *sum(splits.values(), [])], cfg.generation.max_new_tokens)
-        report = partial(report_splits, splits, known, policy, judge, cfg.generation, cfg.evaluation.batch)
+        check_prompts_fit(policy.tokenizer, model.architecture.max_positions, judge, data.all, cfg.generation.max_new_tokens)
+        report = partial(report_splits, data.splits, data.known, policy, judge, cfg.generation, cfg.evaluation.batch)
 
         with Run(cfg.run, policy, optimizer, {"base": base_path(cfg), **adapter_facts(cfg)}) as run:
             def evaluate_if_due() -> None:
                 if run.evaluation_due():
-                    rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
-                    run.record_evaluation(split, summarise(rows, {split: len(dev)})[split])
+                    rows = evaluate_policy(data.asked, policy, judge, cfg.generation, cfg.evaluation.batch)
+                    run.record_evaluation(split, summarise(rows, {split: len(data.dev)})[split])
 
-            if splits:
+            if data.splits:
                 with reference(model):
                     run.report("before", report)
             evaluate_if_due()                           # on resuming: the one that the run was stopped in
@@ -58,7 +55,7 @@ def train(cfg: Config, *, resume: bool = False) -> int:
                            for _ in range(cfg.grpo.updates_per_rollout)]
                 run.record(step, groups, average(reports), clock)
                 evaluate_if_due()
-            record = run.report("after", report) if splits and not run.signal else {}
+            record = run.report("after", report) if data.splits and not run.signal else {}
     show_report(record)
     return 128 + run.signal if run.signal else 0
 
@@ -67,8 +64,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a policy by GRPO.")
     parser.add_argument("config", help="a TOML file, see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override a key")
-    parser.add_argument("--resume", action="store_true", help="go on from where run.out was left")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--resume", action="store_true", help="go on from where run.out was left")
+    mode.add_argument("--dry-run", action="store_true", help="check everything, show what the run will need, and end")
     args = parser.parse_args()
+    if args.dry_run:
+        return exit_status("train.py", lambda: dry_run(load_config(args.config, args.set)))
     return exit_status("train.py", lambda: train(load_config(args.config, args.set), resume=args.resume))
 
 

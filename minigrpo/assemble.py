@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Callable, Mapping
@@ -26,6 +27,28 @@ def load_split(task: config.Task, split: str, gold_sql: str = "") -> list[Questi
     if task.kind == "temptabqa":
         return temptabqa.load_questions(task.path, split, gold_sql or None)
     return athletes.load_questions(split) if task.kind == "athletes" else jsonl.load_questions(task.path, split)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's questions: ``known`` is trained on and has what gold SQL there is; ``dev`` is the evaluation split, of which
+    ``asked`` are asked during training; ``splits`` are those reported before and after."""
+
+    known: list[Question]
+    dev: list[Question]
+    asked: list[Question]
+    splits: dict[str, list[Question]]
+
+    @property
+    def all(self) -> list[Question]:
+        return [*self.known, *self.dev, *(question for members in self.splits.values() for question in members)]
+
+
+def load_data(cfg: config.Config) -> Data:
+    known = load_split(cfg.task, cfg.task.split, cfg.warmup.source)
+    dev = load_split(cfg.task, cfg.evaluation.split)
+    return Data(known, dev, dev[:cfg.evaluation.questions or len(dev)],
+                {name: load_split(cfg.task, name) for name in cfg.evaluation.report})
 
 
 def open_judge(task: config.Task, database: config.Database, reward: config.Reward) -> Judge:

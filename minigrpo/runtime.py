@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import resource
 import signal
 import sys
@@ -59,6 +60,13 @@ def use_threads(count: int) -> None:
 def exit_on_sigterm() -> None:
     """SIGTERM ends the program as an error does, so that what is open gets closed."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are there in all: on the CUDA device, or in this machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: torch.device) -> int:

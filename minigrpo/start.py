@@ -18,7 +18,7 @@ from minigrpo.evaluate import evaluate_policy, summarise
 from minigrpo.files import whole_folder
 from minigrpo.metrics import say
 from minigrpo.policy.lora import add_lora, adapter_parameters, freeze_reference
-from minigrpo.policy.tokenizer import load_tokenizer
+from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
 from minigrpo.policy.weights import (Policy, adapter_config, create_model, find_model, load_adapter, load_policy, save_adapter,
                                      save_model)
 from minigrpo.rollout import Judge
@@ -33,10 +33,11 @@ def base_path(cfg: config.Config) -> str:
     """The folder or hub id of the frozen weights under the adapters."""
     if cfg.warmup.source and cfg.warmup.method == "full":
         return str(Path(cfg.run.out) / "base")
-    return _untaught(cfg)
+    return untaught(cfg)
 
 
-def _untaught(cfg: config.Config) -> str:
+def untaught(cfg: config.Config) -> str:
+    """The same before any warm-up."""
     return str(Path(cfg.run.out) / "new") if cfg.model.path == "new" else cfg.model.path
 
 
@@ -75,22 +76,22 @@ def load_start(cfg: config.Config) -> Policy:
 def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:
     device = choose_device(cfg.model.device)
     policy = load_policy(base, dtype=dtype or choose_dtype(cfg.model.dtype, device), device=device,
-                         stop_strings=cfg.generation.stop_strings, stop_ids=_turn_end(cfg, base))
+                         stop_strings=cfg.generation.stop_strings, stop_ids=turn_end(cfg, find_model(base)))
     if adapters:
         add_lora(policy.model, **adapter_facts(cfg), generator=generator(cfg.run.seed, 0, "adapters"))
     return policy
 
 
-def _turn_end(cfg: config.Config, base: str) -> tuple[int, ...]:
+def turn_end(cfg: config.Config, folder: Path) -> tuple[int, ...]:
     """The id of what ends a turn of the template, first among what ends a completion: a warm-up has gold SQL end with it where
     no stop string does. A marker that is no token of its own: ``ValueError``."""
     markers = TEMPLATES[cfg.task.template].markers
     if not markers:
         return ()
-    tokenizer = load_tokenizer(find_model(base))            # once more later: better before the weights than after
+    tokenizer = load_tokenizer(folder)                      # once more later: better before the weights than after
     ids = [tokenizer.added_token(marker) for marker in markers]
     if None in ids:
-        raise _lacking(cfg, markers[ids.index(None)], base)
+        raise _lacking(cfg, markers[ids.index(None)], str(folder))
     return (ids[-1],)
 
 
@@ -119,15 +120,19 @@ def check_start(cfg: config.Config, train: Sequence[Question]) -> None:
         raise ValueError("model.adapter: a warm-up makes its own start; take one of model.adapter and warmup.source")
 
 
-def check_prompts_fit(policy: Policy, judge: Judge, questions: Sequence[Question], max_new_tokens: int) -> None:
-    """Before anything is computed: every prompt and its completion fit the context. Else ``ValueError``."""
-    limit = policy.model.architecture.max_positions
+def check_prompts_fit(tokenizer: Tokenizer, limit: int, judge: Judge, questions: Sequence[Question],
+                      max_new_tokens: int) -> int:
+    """The tokens of the longest prompt. One that does not fit a context of ``limit`` tokens with its completion:
+    ``ValueError``, before anything is computed."""
+    longest = 0
     for question in questions:
-        length = len(policy.tokenizer.encode(judge.prompt(question)))
+        length = len(tokenizer.encode(judge.prompt(question)))
         if length + max_new_tokens > limit:
             raise ValueError(f"the prompt of {question.id} has {length} tokens; with generation.max_new_tokens = "
                              f"{max_new_tokens} that is more than the model's context of {limit}: lower it, "
                              f"task.samples or the number of task.examples")
+        longest = max(longest, length)
+    return longest
 
 
 def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> None:
@@ -136,7 +141,7 @@ def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], aske
     out = Path(cfg.run.out)
     if cfg.model.path == "new" and not (out / "new").exists():
         with whole_folder(out / "new") as aside:
-            create_model(aside, _texts(judge.prompt, train), generator=generator(cfg.run.seed, 0, "weights"),
+            create_model(aside, new_texts(judge.prompt, train), generator=generator(cfg.run.seed, 0, "weights"),
                          **vars(cfg.model.new))
     if not cfg.warmup.source:
         return
@@ -147,26 +152,28 @@ def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], aske
     with whole_folder(made) as aside:
         if cfg.warmup.method == "full":
             model = policy.model.to(choose_dtype(cfg.model.dtype, policy.model.device))
-            save_model(model, aside, like=find_model(_untaught(cfg)))
+            save_model(model, aside, like=find_model(untaught(cfg)))
         else:
-            save_adapter(policy.model, aside, base=_untaught(cfg), **adapter_facts(cfg))
+            save_adapter(policy.model, aside, base=untaught(cfg), **adapter_facts(cfg))
     shutil.rmtree(out / "warmup-state", ignore_errors=True)
 
 
-def _texts(prompt: Callable[[Question], str], train: Sequence[Question]) -> list[str]:
+def new_texts(prompt: Callable[[Question], str], train: Sequence[Question]) -> list[str]:
+    """What a new model's tokenizer is trained on."""
     return [text for question in train for text in (prompt(question), question.gold_sql or "")]
 
 
 def _warm_policy(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> Policy:
     full = cfg.warmup.method == "full"
     # All weights move in float32 whatever they are kept in: bf16 would swallow the small steps.
-    policy = _load(cfg, _untaught(cfg), adapters=not full, dtype=torch.float32 if full else None)
+    policy = _load(cfg, untaught(cfg), adapters=not full, dtype=torch.float32 if full else None)
     parameters = dict(policy.model.named_parameters()) if full else adapter_parameters(policy.model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    check_prompts_fit(policy, judge, [*train, *asked], cfg.generation.max_new_tokens)
-    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, policy,
-                               cfg.generation.stop_strings)
+    check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, judge, [*train, *asked],
+                      cfg.generation.max_new_tokens)
+    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, policy.tokenizer,
+                               policy.model.architecture.max_positions, cfg.generation.stop_strings)
     if long := sum(len(completion) > cfg.generation.max_new_tokens for _, completion in examples):
         say(f"warm-up: {long} of {len(examples)} gold queries can never be written: they are longer\n"
             f"than generation.max_new_tokens = {cfg.generation.max_new_tokens}")

@@ -16,7 +16,8 @@ from minigrpo import config
 from minigrpo.files import whole_folder
 from minigrpo.metrics import JsonLines, progress, say
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.weights import Policy, load_tensors, save_tensors
+from minigrpo.policy.tokenizer import Tokenizer
+from minigrpo.policy.weights import load_tensors, save_tensors
 from minigrpo.task.questions import Question, QuestionStream
 from minigrpo.update import load_optimizer, optimizer_tensors, supervised_update
 
@@ -26,23 +27,23 @@ SLOWEST = 0.1                                   # of the learning rate, near sto
 Example = tuple[list[int], list[int]]           # ids of the prompt, ids of the SQL with what ends it
 
 
-def encode_examples(questions: Sequence[Question], prompt: Callable[[Question], str], policy: Policy,
+def encode_examples(questions: Sequence[Question], prompt: Callable[[Question], str], tokenizer: Tokenizer, limit: int,
                     stop_strings: Sequence[str]) -> list[Example]:
     """Gold SQL as the policy would have to write it: ended by the first stop string, or else by its stop token.
 
-    One that does not fit the context together with its prompt: ``ValueError``.
+    One that does not fit a context of ``limit`` tokens together with its prompt: ``ValueError``.
     """
     end = stop_strings[0] if stop_strings else ""
-    token = [] if stop_strings else list(policy.tokenizer.stop_ids[:1])
+    token = [] if stop_strings else list(tokenizer.stop_ids[:1])
     if not end and not token:
         raise ValueError("warmup: nothing ends a completion: no eos_token_id in the model, no generation.stop_strings")
     examples = []
     for question in questions:
-        written = policy.tokenizer.encode(question.gold_sql.rstrip("; \t\r\n") + end, special=False) + token
-        examples.append((policy.tokenizer.encode(prompt(question)), written))
-        if (length := sum(map(len, examples[-1]))) > policy.model.architecture.max_positions:
+        written = tokenizer.encode(question.gold_sql.rstrip("; \t\r\n") + end, special=False) + token
+        examples.append((tokenizer.encode(prompt(question)), written))
+        if (length := sum(map(len, examples[-1]))) > limit:
             raise ValueError(f"warmup: prompt and gold SQL of {question.id} have {length} tokens, the model's context is "
-                             f"{policy.model.architecture.max_positions}")
+                             f"{limit}")
     return examples
 
 

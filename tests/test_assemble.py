@@ -330,8 +330,8 @@ def test_a_prompt_and_its_completion_may_fill_the_context_to_the_last_slot(confi
     policy, questions = policy_of(cfg), load_questions(cfg.task.path, "train")
     with judge_of(cfg) as judge:
         longest = max(len(policy.tokenizer.encode(judge.prompt(question))) for question in questions)
-        check_prompts_fit(policy, judge, questions, 1024 - longest)
+        check_prompts_fit(policy.tokenizer, 1024, judge, questions, 1024 - longest)
         with pytest.raises(ValueError, match=f"has {longest} tokens; with generation.max_new_tokens = {1025 - longest} that is "
                                              "more than the model's context of 1024"):
-            check_prompts_fit(policy, judge, questions, 1025 - longest)
-        check_prompts_fit(policy, judge, [replace(questions[0], text="short")], 8)
+            check_prompts_fit(policy.tokenizer, 1024, judge, questions, 1025 - longest)
+        check_prompts_fit(policy.tokenizer, 1024, judge, [replace(questions[0], text="short")], 8)

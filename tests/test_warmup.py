@@ -45,6 +45,10 @@ def policy(folder) -> Policy:
     return load(folder)
 
 
+def encode(questions, prompt, policy, stop_strings):
+    return encode_examples(questions, prompt, policy.tokenizer, policy.model.architecture.max_positions, stop_strings)
+
+
 def load(folder: Path, stop_strings: tuple[str, ...] = (";",)) -> Policy:
     return load_policy(folder, dtype=torch.float32, device="cpu", stop_strings=stop_strings)
 
@@ -81,7 +85,7 @@ def warm(policy: Policy, folder: Path, *, score: Callable[[], float] = unasked, 
     """Twenty examples, four a step; five steps an epoch unless told otherwise."""
     cfg = Warmup(**{"source": "athletes", "batch": 4, "epochs": 1, "learning_rate": 1e-2, **options})
     parameters = method(policy)
-    examples = encode_examples(QUESTIONS, prompt, policy, [";"]) if examples is None else examples
+    examples = encode(QUESTIONS, prompt, policy, [";"]) if examples is None else examples
     folder.mkdir(exist_ok=True)
     warm_up(policy.model, parameters, examples, cfg, seed=seed, micro_batch_tokens=micro_batch_tokens,
             max_grad_norm=max_grad_norm, save_every=save_every, score=score, folder=folder)
@@ -102,41 +106,41 @@ def gold(sql: str) -> Question:
 def test_an_example_ends_with_the_first_stop_string_exactly_once(policy, ending):
     """However its author ended it; a quoted ";" within it is not its end."""
     for sql in ("SELECT 1", "SELECT ';' FROM Medal WHERE name = 'a;'"):
-        (asked, written), = encode_examples([gold(sql + ending)], prompt, policy, [";", "\n\n"])
+        (asked, written), = encode([gold(sql + ending)], prompt, policy, [";", "\n\n"])
         assert policy.tokenizer.decode(written) == sql + ";"
         assert policy.tokenizer.decode(asked) == "How many?\nSQL:\n"
         assert not set(policy.tokenizer.stop_ids) & set(asked + written)
-    (_, written), = encode_examples([gold("SELECT 1" + ending)], prompt, policy, ["\n\n", ";"])
+    (_, written), = encode([gold("SELECT 1" + ending)], prompt, policy, ["\n\n", ";"])
     assert policy.tokenizer.decode(written) == "SELECT 1\n\n"
 
 
 def test_without_stop_strings_an_example_ends_with_the_stop_token(policy):
     """<eos> is id 0 of a tokenizer that is made here, and no text has it."""
-    (asked, written), = encode_examples([gold("SELECT 1;")], prompt, policy, [])
+    (asked, written), = encode([gold("SELECT 1;")], prompt, policy, [])
     assert policy.tokenizer.stop_ids == (0,) and written[-1] == 0 and 0 not in asked + written[:-1]
     assert policy.tokenizer.decode(written) == "SELECT 1"
 
 
 def test_a_prompt_is_encoded_as_it_will_be_when_it_is_asked(policy):
     """In generation the prompt is encoded alone, and what the policy writes is behind it: so it is here."""
-    for question, (asked, written) in zip(QUESTIONS, encode_examples(QUESTIONS, prompt, policy, [";"]), strict=True):
+    for question, (asked, written) in zip(QUESTIONS, encode(QUESTIONS, prompt, policy, [";"]), strict=True):
         assert asked == policy.tokenizer.encode(prompt(question))
         assert policy.tokenizer.decode(written) == question.gold_sql + ";"
 
 
 def test_an_example_may_fill_the_context_to_the_last_token_and_no_more(policy, folder, tmp_path):
     """The longest of all in a model whose context is just as long, and one token shorter."""
-    longest = max(QUESTIONS, key=lambda question: sum(map(len, encode_examples([question], prompt, policy, [";"])[0])))
-    length = sum(map(len, encode_examples([longest], prompt, policy, [";"])[0]))
+    longest = max(QUESTIONS, key=lambda question: sum(map(len, encode([question], prompt, policy, [";"])[0])))
+    length = sum(map(len, encode([longest], prompt, policy, [";"])[0]))
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     for limit in (length, length - 1):
         spec = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": limit}
         (tmp_path / "config.json").write_text(json.dumps(spec))
         if limit == length:
-            assert len(encode_examples(QUESTIONS, prompt, load(tmp_path), [";"])) == len(QUESTIONS)
+            assert len(encode(QUESTIONS, prompt, load(tmp_path), [";"])) == len(QUESTIONS)
             continue
         with pytest.raises(ValueError) as caught:
-            encode_examples(QUESTIONS, prompt, load(tmp_path), [";"])
+            encode(QUESTIONS, prompt, load(tmp_path), [";"])
         assert str(caught.value) == (f"warmup: prompt and gold SQL of {longest.id} have {length} tokens, the model's context "
                                      f"is {length - 1}")
 
@@ -146,7 +150,7 @@ def test_an_example_may_fill_the_context_to_the_last_token_and_no_more(policy, f
 def test_what_it_was_shown_it_writes_and_it_ends_where_it_should(folder, tmp_path, stop_strings):
     """Four examples, seen 120 times each: greedy decoding gives each gold query back, to the letter, stopped by itself."""
     policy, four = load(folder, stop_strings), QUESTIONS[::5]
-    warmed = warm(policy, tmp_path, examples=encode_examples(four, prompt, policy, stop_strings), epochs=120)
+    warmed = warm(policy, tmp_path, examples=encode(four, prompt, policy, stop_strings), epochs=120)
     assert warmed.records[0]["loss"] > 100 * warmed.records[-1]["loss"]
     generation = dataclasses.replace(Generation(method="greedy"), completions=1, max_new_tokens=120)
     with Judge(prompt, MockDatabase(), make_reward("paper"), 1) as judge:
@@ -196,7 +200,7 @@ def test_micro_batches_change_nothing_but_rounding(folder, tmp_path):
                                                          (3, 1, 8, 1)])
 def test_so_many_epochs_are_so_many_steps(policy, tmp_path, count, epochs, batch, steps):
     """⌈count · epochs / batch⌉: a last batch that is not full is filled from the next epoch; one may be larger than all."""
-    examples = encode_examples(QUESTIONS[:count], prompt, policy, [";"])
+    examples = encode(QUESTIONS[:count], prompt, policy, [";"])
     warmed = warm(policy, tmp_path, examples=examples, epochs=epochs, batch=batch)
     assert [record["step"] for record in warmed.records] == list(range(steps))
     assert all(set(record) == {"step", "loss", "grad_norm", "skipped"} and record["skipped"] == 0 for record in warmed.records)
@@ -204,7 +208,7 @@ def test_so_many_epochs_are_so_many_steps(policy, tmp_path, count, epochs, batch
 
 def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(policy, tmp_path):
     """One example a step and a rate at which nothing moves: the losses of an epoch are those of the six examples alone."""
-    examples = encode_examples(QUESTIONS[:6], prompt, policy, [";"])
+    examples = encode(QUESTIONS[:6], prompt, policy, [";"])
     alone = [warm(policy, tmp_path / str(i), examples=[example], batch=1, learning_rate=1e-12).records[0]["loss"]
              for i, example in enumerate(examples)]
     losses = [record["loss"] for record in warm(policy, tmp_path, examples=examples, batch=1, epochs=2,
@@ -241,7 +245,7 @@ def test_the_rate_rises_over_20_steps_and_falls_evenly(policy, tmp_path, rates):
 def test_the_rate_is_what_weights_really_move_by(policy, tmp_path):
     """Adam's first step moves a weight by the rate, whatever its gradient (but for ε = 1e-8): 1/20 of 4e-3."""
     before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
-    after = warm(policy, tmp_path, examples=encode_examples(QUESTIONS[:1], prompt, policy, [";"]), batch=1, learning_rate=4e-3)
+    after = warm(policy, tmp_path, examples=encode(QUESTIONS[:1], prompt, policy, [";"]), batch=1, learning_rate=4e-3)
     moved = torch.cat([(after.weights[name] - before[name]).abs().flatten() for name in before])
     assert len(after.records) == 1 and moved.max().item() == pytest.approx(2e-4, rel=1e-3)
     assert (moved > 1.9e-4).float().mean() > 0.9

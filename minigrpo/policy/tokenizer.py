@@ -46,8 +46,8 @@ class Tokenizer:
         return out
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """``folder``: a Hugging Face model folder. Stop ids are those of config.json and generation_config.json together.
+def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
+    """``folder``: a Hugging Face model folder. Stop ids are those given, then those of config.json and generation_config.json.
 
     A missing or broken tokenizer.json: ``ValueError`` that names the file.
     """
@@ -60,14 +60,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{path} is not a tokenizer file: {error}") from None
     rust.no_truncation()                                        # a file may carry both from whoever saved it
     rust.no_padding()
-    stop_ids: dict[int, None] = {}
+    stopping = dict.fromkeys(stop_ids)
     for file in (folder / "config.json", folder / "generation_config.json"):
         ids = read_json(file).get("eos_token_id") if file.is_file() else None
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(token) is int and token >= 0 for token in ids):
             raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids}")
-        stop_ids |= dict.fromkeys(ids)
-    return Tokenizer(rust, tuple(stop_ids))
+        stopping |= dict.fromkeys(ids)
+    return Tokenizer(rust, tuple(stopping))
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Rust:

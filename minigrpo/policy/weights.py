@@ -6,7 +6,7 @@ peft's layout. Nothing is ever unpickled.
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping
 
@@ -36,8 +36,7 @@ def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | 
     """Model and tokenizer of a folder or hub id; completions end at ``stop_ids``, at the model's own (which come behind them)
     and at ``stop_strings``."""
     folder = find_model(path)
-    tokenizer = load_tokenizer(folder)
-    tokenizer = replace(tokenizer, stop_ids=tuple(dict.fromkeys((*stop_ids, *tokenizer.stop_ids))))
+    tokenizer = load_tokenizer(folder, stop_ids)
     model = load_model(folder, dtype=dtype, device=device)
     token_bytes = tokenizer.token_bytes + [b""] * (model.architecture.vocabulary - len(tokenizer.token_bytes))
     if len(token_bytes) > model.architecture.vocabulary:
@@ -78,7 +77,7 @@ FILES = ["config.json", "generation_config.json", "tokenizer.json", "model.safet
          "model-*-of-*.safetensors"]
 
 
-def find_model(path: str | Path) -> Path:
+def find_model(path: str | Path, *, weights: bool = True) -> Path:
     """A folder as it is; anything of the form ``owner/name`` that is no folder is fetched from the Hugging Face hub.
 
     Only the files that are read are fetched, into the hub's own cache. Raises ``ValueError`` with what to do about it.

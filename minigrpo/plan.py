@@ -1,0 +1,212 @@
+"""What a config will need, before anything is computed: parameters, memory by phase, seconds. Knows no SQL.
+
+Memory is not a formula: the step's own code runs on tensors that have shapes and no storage (PyTorch's fake tensors), and
+the bytes that would be alive are counted. The longest prompt and completions of ``max_new_tokens`` are assumed throughout,
+so it is what may be needed, not what a lucky batch takes.
+"""
+
+import time
+import weakref
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from minigrpo import config
+from minigrpo.batch import pack
+from minigrpo.policy.architecture import Architecture
+from minigrpo.policy.logprobs import logprobs_at
+from minigrpo.policy.lora import add_lora, adapter_parameters
+from minigrpo.policy.model import CausalLM
+from minigrpo.policy.search import GrowingTree, Hypotheses, beam_step, draw, log_softmax
+from minigrpo.policy.tree import Prompts
+from minigrpo.runtime import settle
+
+STATE = 2                       # AdamW keeps two moments a parameter, float32
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive (``now``, ``peak``) and the operators called (``calls``)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.calls = 0
+        self.known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak, self.calls = max(self.peak, self.now), self.calls + 1
+        return out
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``kept``: bytes of weights, adapters and optimiser state; ``work``: what the phase needs besides at its height: caches,
+    activations, gradients; ``calls``: operators called, for a generation those of one decoded token."""
+
+    kept: int
+    work: int
+    calls: int
+
+    @property
+    def peak(self) -> int:
+        return self.kept + self.work
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: int                     # of the base, a tied head counted once
+    adapters: int
+    phases: dict[str, Phase]            # "warm-up" (where there is one), "generate", "evaluate", "update"
+    together: int                       # questions in one forward and backward pass
+
+    @property
+    def peak(self) -> int:
+        """Bytes, without what the program has in memory before a model is loaded."""
+        return max(phase.peak for phase in self.phases.values())
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run puts through the model at most: tokens of the longest prompt, and of prompt and SQL of the longest gold."""
+
+    prompt: int
+    example: tuple[int, int] = (0, 0)
+
+
+def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, rank: int, targets: tuple[str, ...],
+              dtype: torch.dtype) -> Plan:
+    """The plan of a config for a model of ``architecture`` in ``dtype``."""
+    phases, fake = {}, FakeTensorMode()
+    if cfg.warmup.source and cfg.warmup.method == "full":
+        with fake, Alive() as alive:
+            model = _build(architecture, torch.float32).requires_grad_(True)
+            phases["warm-up"] = _warm_up(model, alive, cfg, load)
+            del model
+    with fake, Alive() as alive:
+        model = _build(architecture, dtype)
+        add_lora(model, rank=rank, alpha=1.0, targets=targets, generator=torch.Generator())
+        adapters = sum(parameter.numel() for parameter in adapter_parameters(model).values())
+        total = sum(parameter.numel() for parameter in model.parameters())
+        generation, evaluation = cfg.generation, cfg.evaluation
+        if cfg.warmup.source and cfg.warmup.method == "lora":
+            phases["warm-up"] = _warm_up(model, alive, cfg, load)
+        Q, K, C = cfg.grpo.questions, generation.completions, generation.max_new_tokens
+        phases["generate"] = _generate(model, alive, Q, load.prompt, K, C, generation.method)
+        phases["evaluate"] = _generate(model, alive, evaluation.batch, load.prompt, 1, C, "greedy")
+        together = len(pack([(load.prompt, C)] * Q, K, cfg.grpo.micro_batch_tokens)[0])
+        phases["update"] = _update(model, alive, adapters, together, load.prompt, K, C)
+    return Plan(total - adapters, adapters, phases, together)
+
+
+# -------------------------------------------------------------------------------------------------------------- phases
+def _build(architecture: Architecture, dtype: torch.dtype) -> CausalLM:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return CausalLM(architecture).requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _generate(model: CausalLM, alive: Alive, Q: int, P: int, K: int, C: int, method: str) -> Phase:
+    """Prompts, and the last token: by then all slots of the cache are in use."""
+    kept = alive.peak = alive.now
+    with torch.no_grad():
+        tree = GrowingTree(model, _prompts(Q, P), K, C)
+        held, open_Q1 = [Hypotheses.empty(Q, K, C, model.device) for _ in range(2)], torch.ones(Q, 1, dtype=torch.bool)
+        tree.prefill()
+        tree.cache.start, calls = P + K * (C - 1), alive.calls
+        tokens_QK = torch.zeros(Q, K, dtype=torch.long)
+        logp_QKV = log_softmax(tree.grow(tokens_QK, tokens_QK))
+        if method == "beam":
+            beam_step(*held, open_Q1, logp_QKV, torch.zeros_like(logp_QKV, dtype=torch.bool), C - 1, last=True,
+                      length_penalty=1.0, early_stopping=False)
+        elif method == "sample":
+            draw(logp_QKV, None)
+        else:
+            logp_QKV.argmax(dim=-1)
+    return Phase(kept, alive.peak - kept, alive.calls - calls)
+
+
+def _update(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: int, C: int) -> Phase:
+    """One micro-batch, forward and backward; the optimiser's state is there from the second step on."""
+    before = alive.peak = alive.now
+    calls = alive.calls
+    group, branch, depth = (axis.flatten() for axis in torch.meshgrid(torch.arange(Q), torch.arange(K), torch.arange(C),
+                                                                      indexing="ij"))
+    ids_QKC = torch.zeros(Q, K, C, dtype=torch.long)
+    logp_T = logprobs_at((group, branch, depth), model, _prompts(Q, P), ids_QKC, torch.ones_like(ids_QKC, dtype=torch.bool),
+                         temperature=1.0, chunk=512)
+    logp_T.sum().backward()
+    model.zero_grad(set_to_none=True)
+    return Phase(before + STATE * 4 * trained, alive.peak - before, alive.calls - calls)
+
+
+def _warm_up(model: CausalLM, alive: Alive, cfg: config.Config, load: Load) -> Phase:
+    P, C = load.example
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    together = len(pack([(P, C)] * cfg.warmup.batch, 1, cfg.grpo.micro_batch_tokens)[0])
+    return _update(model, alive, trained, together, P, 1, C)
+
+
+def _prompts(Q: int, P: int) -> Prompts:
+    return Prompts(torch.zeros(Q, P, dtype=torch.long), torch.full((Q,), P))
+
+
+# ------------------------------------------------------------------------------------------------------------- seconds
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second: floating-point operations of large matrix products, bytes read and written; and the
+    seconds that calling one operator takes, however small."""
+
+    flops: float
+    bytes: float
+    call: float
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """In about a second, on this device as it is now."""
+    def seconds(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(5):
+            settle(device)
+            start = time.perf_counter()
+            work()
+            settle(device)
+            times.append(time.perf_counter() - start)
+        return sorted(times)[2]
+
+    size = 1024 if device.type == "cpu" else 8192
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    much, little = torch.randn(2**26, device=device), torch.randn(8, device=device)
+    return Rates(2 * size**3 / seconds(lambda: matrix @ matrix), 8 * len(much) / seconds(lambda: much + 1.0),
+                 seconds(lambda: [little + 1.0 for _ in range(1000)]) / 1000)
+
+
+def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture, prompt: int) -> dict[str, float]:
+    """By phase of one step, where every candidate is ``max_new_tokens`` long: the longest of the arithmetic (attention left out),
+    the bytes of weights and cache, and the calls. Two operations a weight and token forward, two more backward: what is frozen
+    gets no gradient."""
+    Q, K, C = cfg.grpo.questions, cfg.generation.completions, cfg.generation.max_new_tokens
+    head = architecture.vocabulary * architecture.width
+    body = plan.parameters + plan.adapters - head * (1 if architecture.tied else 2)
+    trunk, trees, written = Q * prompt, Q * (prompt + K * C), Q * K * C
+    decode, parts = plan.phases["generate"], -(-Q // plan.together)
+    token = max(2 * (body + head) * Q * K / rates.flops, decode.peak / rates.bytes, decode.calls * rates.call)
+    calls = plan.phases["update"].calls * rates.call * parts
+    return {"generate": 2 * body * trunk / rates.flops + C * token,
+            "reference": max(2 * (body * trees + head * written) / rates.flops, calls / 4),
+            "update": max((4 * body * trees + 6 * head * written) / rates.flops, calls)}
