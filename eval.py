@@ -1,6 +1,7 @@
 """Evaluate: python eval.py CONFIG [--split S[,S...]] [--adapter DIR | --predictions FILE.jsonl] [--out DIR]
 
-Writes DIR/rows.jsonl, one question a line, and DIR/summary.json; prints the summary as a table.
+Writes DIR/rows.jsonl, one question a line, and DIR/summary.json; prints the summary as a table. With --merge DIR it evaluates
+nothing and writes model and adapter as one model folder.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, in_order, read_predictions, summarise
 from minigrpo.metrics import say, table
 from minigrpo.runtime import use_threads
-from minigrpo.start import check_prompts_fit, load_start
+from minigrpo.start import check_prompts_fit, load_start, merge_start
 from minigrpo.task.questions import Question
 
 Splits = dict[str, list[Question]]
@@ -67,6 +68,12 @@ def evaluate(args: argparse.Namespace) -> int:
     cfg = load_config(args.config, args.set + adapter)
     if not args.predictions:
         require(cfg, "model.path")
+    if args.merge:
+        if args.predictions or args.split or args.out:
+            raise ValueError("--merge: it evaluates nothing: leave out --predictions, --split and --out")
+        merge_start(cfg, args.merge)
+        say(f"written: {args.merge}")
+        return 0
     if not args.out:
         require(cfg, "run.out")
     sqls = read_predictions(args.predictions) if args.predictions else {}
@@ -88,6 +95,7 @@ def main() -> int:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--adapter", help="an adapter in peft's layout, such as a run's checkpoint")
     source.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
+    parser.add_argument("--merge", type=Path, metavar="DIR", help="evaluate nothing: write model and adapter there as one")
     parser.add_argument("--out", type=Path, help="folder for the results; default <run.out>/eval")
     args = parser.parse_args()
     return exit_status("eval.py", lambda: evaluate(args))
