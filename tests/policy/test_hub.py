@@ -185,7 +185,8 @@ def test_a_hub_that_fails_or_closes_a_model_leaves_what_is_in_the_cache(hub, fin
 
 @pytest.mark.parametrize("answer, sentence", [
     ((403, "GatedRepo"),
-     "the hub's model of that name is gated: ask for access at ADDRESS/some/model, then log in by hf auth login, or set HF_TOKEN"),
+     "the hub's model of that name is gated: ask for access at ADDRESS/some/model, then log in by hf auth login, or set "
+     "HF_TOKEN"),
     ((404, "RepoNotFound"),
      "the hub has no public model of that name: check it; if it is private, log in by hf auth login, or set HF_TOKEN"),
     ((404, "RevisionNotFound"),

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from minigrpo.policy.architecture import FAMILIES, read_architecture
-from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, base_parameters, freeze_reference, reference
+from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, freeze_reference, reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.weights import (adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter,
                                      save_model)
@@ -294,6 +294,140 @@ def test_adapters_of_other_kinds_are_refused(checkpoint, tmp_path, change, name)
     config = json.loads((tmp_path / "adapter_config.json").read_text()) | change
     (tmp_path / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
     assert name in refusal(adapter_config, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ an adapter and its base
+def other_base(base, folder, change):
+    """A model of the same shapes, some of whose tensors ``change`` moves."""
+    shutil.copytree(base, folder)
+    tensors = load_file(base / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def a_little_of_all(tensors):
+    """As training does that lets every weight drift by a hundredth."""
+    for name, tensor in tensors.items():
+        tensors[name] = tensor * 1.01
+
+
+def one_of_all(tensors):
+    tensors["model.layers.1.self_attn.v_proj.weight"] += 1.0
+
+
+@pytest.mark.parametrize("change", [a_little_of_all, one_of_all])
+def test_an_adapter_of_another_base_is_refused_where_all_shapes_agree(checkpoint, tmp_path, change):
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path / "adapter", base="some/base", **ARGUMENTS)
+    other = other_base(base, tmp_path / "other", change)
+    model = with_adapter(other, seed=1)
+    before = logits(model)
+    assert refusal(load_adapter, model, tmp_path / "adapter", base=other) == (
+        f"{tmp_path}/adapter: the adapter was trained on other weights than those of {other}; by its own word, on those of "
+        f"some/base")
+    assert logits(model).equal(before)
+
+
+def test_the_dtype_a_base_is_loaded_in_and_its_place_make_no_other_base(checkpoint, tmp_path):
+    """The file is float32: loaded as bfloat16 all its values are rounded. Nor has an adapter that has moved a say in it."""
+    base = checkpoint("llama")[0]
+    elsewhere = shutil.copytree(base, tmp_path / "elsewhere")
+    for name, dtype, other in [("a", torch.float32, torch.bfloat16), ("b", torch.bfloat16, torch.float32)]:
+        model = load(base, dtype)
+        add_lora(model, **ARGUMENTS, generator=torch.Generator().manual_seed(3))
+        save_adapter(model, tmp_path / name, base=str(base), **ARGUMENTS)
+        there = load(elsewhere, other)
+        add_lora(there, **ARGUMENTS, generator=torch.Generator().manual_seed(4))
+        load_adapter(there, tmp_path / name, base=elsewhere)
+        assert all(p.equal(adapter_parameters(model)[key]) for key, p in adapter_parameters(there).items())
+
+
+def test_an_adapter_that_does_not_tell_its_base_is_taken_if_it_fits(checkpoint, tmp_path):
+    """Of peft's own: its files have no digest."""
+    base, theirs = checkpoint("llama")
+    wrapped = peft.get_peft_model(type(theirs).from_pretrained(base), peft.LoraConfig(r=4, target_modules=list(TARGETS)))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    other = other_base(base, tmp_path / "other", a_little_of_all)
+    load_adapter(with_adapter(other), tmp_path / "adapter", base=other)
+
+
+def test_the_same_adapter_is_written_as_the_same_bytes(checkpoint, tmp_path):
+    """Eight times: notes in a header would otherwise come in an order of chance."""
+    model = with_adapter(checkpoint("llama")[0])
+    for i in range(8):
+        save_adapter(model, tmp_path / str(i), base="x", **ARGUMENTS)
+    assert len({(tmp_path / str(i) / "adapter_model.safetensors").read_bytes() for i in range(8)}) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- merging
+def merged(model, folder, *, like, **options):
+    folder.mkdir()
+    save_model(model, folder, like=like, **options)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_model_is_the_policy_here_and_in_transformers(checkpoint, tmp_path, family, tied):
+    base, theirs = checkpoint(family, tie_word_embeddings=tied)
+    model = with_adapter(base)
+    folder = merged(model, tmp_path / "merged", like=base)
+    assert not logits_of(model).allclose(logits_of(load(base)), rtol=0.1)                       # the adapter does something
+    assert_near(logits_of(load(folder)), logits_of(model))
+    alone = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert type(alone) is type(theirs)
+    assert_near(logits_of(alone), logits_of(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
+def test_a_base_in_bfloat16_is_merged_in_float32_and_rounded_once(copy_of, tmp_path_factory, family):
+    """Of W + scaling · B A in float32 the nearest bfloat16; what has no adapter, biases too, to the bit. A weight is then off
+    by 2^-9 of itself at most, and the logits, over two layers, by no more than a twentieth of the largest."""
+    def store(tensors):
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.bfloat16()
+
+    base = copy_of(store, family)
+    model = load_model(base, dtype=None, device="cpu")
+    assert model.dtype == torch.bfloat16
+    add_lora(model, **ARGUMENTS, generator=torch.Generator())
+    wide = with_adapter(base)
+    for name, parameter in adapter_parameters(model).items():
+        parameter.data = adapter_parameters(wide)[name].data.clone()
+    folder = merged(model, tmp_path_factory.mktemp("out") / "merged", like=base)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
+    before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
+    moved = {name.replace(".lora_A", ".weight"): parameter for name, parameter in adapter_parameters(wide).items()
+             if name.endswith("lora_A")}
+    assert after.keys() == before.keys() and len(moved) == 2 * 7
+    for name, tensor in before.items():
+        if name in moved:
+            B = adapter_parameters(wide)[name.replace(".weight", ".lora_B")]
+            tensor = (tensor.float() + (B @ moved[name]).detach() * 1.5).bfloat16()                # α / R = 6 / 4
+        assert after[name].equal(tensor), name
+    assert_near(logits_of(load(folder)), logits_of(wide), tolerance=0.05)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_beyond_the_size_of_a_file_is_written_in_shards_with_an_index(checkpoint, tmp_path, tied):
+    base, _ = checkpoint("llama", tie_word_embeddings=tied)
+    model = with_adapter(base)
+    whole, shards = merged(model, tmp_path / "whole", like=base), merged(model, tmp_path / "shards", like=base, shard=10_000)
+    assert not (whole / "model.safetensors.index.json").exists() and not (shards / "model.safetensors").exists()
+    files = sorted(shards.glob("*.safetensors"))
+    # No file but one of a single tensor is larger, and no two neighbours would have fitted into one.
+    sizes = [sum(tensor.nbytes for tensor in load_file(file).values()) for file in files]
+    assert all(size <= 10_000 or len(load_file(file)) == 1 for size, file in zip(sizes, files))
+    assert all(first + second > 10_000 for first, second in zip(sizes, sizes[1:]))
+    assert [file.name for file in files] == [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
+    index = json.loads((shards / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
+    expected = dict(load(whole).named_parameters())
+    assert all(parameter.equal(expected[name]) for name, parameter in load(shards).named_parameters())
+    assert_near(logits_of(transformers.AutoModelForCausalLM.from_pretrained(shards)), logits_of(model))
 
 
 # --------------------------------------------------------------------------------------------------------------- policy
