@@ -1,8 +1,9 @@
 """Evaluate: python eval.py CONFIG [--split S[,S...]] [--adapter DIR | --predictions FILE.jsonl] [--out DIR]
-   or ask:  python eval.py CONFIG --ask "How many ...?" [--database NAME] [--adapter DIR]
+   or ask:   python eval.py CONFIG --ask "How many ...?" [--database NAME] [--adapter DIR]
+   or merge: python eval.py CONFIG [--adapter DIR] --merge DIR
 
 Writes DIR/rows.jsonl, one question a line, and DIR/summary.json; prints the summary as a table. A question that is asked is
-answered on the console alone.
+answered on the console alone. Merging evaluates nothing and writes model and adapter as one model folder.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import Row, evaluate_policy, evaluate_predictions, in_order, read_predictions, summarise
 from minigrpo.metrics import say, table
 from minigrpo.runtime import generator, use_threads
-from minigrpo.start import check_prompts_fit, load_start
+from minigrpo.start import check_prompts_fit, load_start, merge_start
 from minigrpo.task.questions import Question
 
 Splits = dict[str, list[Question]]
@@ -88,6 +89,10 @@ def evaluate(args: argparse.Namespace) -> int:
         require(cfg, "model.path")
     if args.ask is not None:
         return answer(cfg, args.ask, args.database)
+    if args.merge:
+        merge_start(cfg, args.merge)
+        say(f"written: {args.merge}")
+        return 0
     if not args.out:
         require(cfg, "run.out")
     sqls = read_predictions(args.predictions) if args.predictions else {}
@@ -110,12 +115,15 @@ def main() -> int:
     source.add_argument("--adapter", help="an adapter in peft's layout, such as a run's checkpoint")
     source.add_argument("--predictions", type=Path, help='JSONL of {"split", "index", "sql"}: scored without a model')
     parser.add_argument("--out", type=Path, help="folder for the results; default <run.out>/eval")
-    parser.add_argument("--ask", metavar="QUESTION", help="answer one question, on the console")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--ask", metavar="QUESTION", help="evaluate nothing: answer one question, on the console")
+    instead.add_argument("--merge", type=Path, metavar="DIR", help="evaluate nothing: write model and adapter there as one")
     parser.add_argument("--database", metavar="NAME", help="the database it is asked of; default that of evaluation.split")
     args = parser.parse_args()
+    chosen = "--ask" if args.ask is not None else "--merge" if args.merge else None
     excluded = [name for name in ("predictions", "split", "out") if getattr(args, name)]
-    if args.ask is not None and excluded:
-        parser.error(f"argument --{excluded[0]}: not allowed with argument --ask")
+    if chosen and excluded:
+        parser.error(f"argument --{excluded[0]}: not allowed with argument {chosen}")
     if args.ask is None and args.database is not None:
         parser.error("argument --database: not allowed without argument --ask")
     return exit_status("eval.py", lambda: evaluate(args))

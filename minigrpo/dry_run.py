@@ -13,8 +13,9 @@ from minigrpo.assemble import Data, load_data, open_judge
 from minigrpo.metrics import WIDTH, labelled, printable, say, table
 from minigrpo.plan import Load, Plan, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import Architecture, read_architecture
+from minigrpo.policy.hub import find_model
 from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer, read_json
-from minigrpo.policy.weights import create_model, find_model
+from minigrpo.policy.weights import create_model
 from minigrpo.rollout import Judge
 from minigrpo.runtime import available_memory, choose_device, choose_dtype, generator, peak_memory, use_threads
 from minigrpo.start import adapter_facts, check_prompts_fit, check_start, draw_examples, new_texts, turn_end, untaught

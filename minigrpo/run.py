@@ -133,7 +133,7 @@ class Run:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise ValueError(f"{folder}: checkpoint format {state['format']}, this program reads {FORMAT}")
-        load_adapter(self.policy.model, folder)
+        load_adapter(self.policy.model, folder, base=self.adapter_facts["base"])
         load_optimizer(self.optimizer, adapter_parameters(self.policy.model),
                        load_tensors(folder / "optimizer.safetensors"))
         self.done = self.saved = state["step"]

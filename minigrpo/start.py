@@ -17,9 +17,10 @@ from minigrpo import config
 from minigrpo.evaluate import evaluate_policy, summarise
 from minigrpo.files import whole_folder
 from minigrpo.metrics import say
+from minigrpo.policy.hub import find_model
 from minigrpo.policy.lora import add_lora, adapter_parameters, freeze_reference
 from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
-from minigrpo.policy.weights import (Policy, adapter_config, create_model, find_model, load_adapter, load_policy, save_adapter,
+from minigrpo.policy.weights import (Policy, adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter,
                                      save_model)
 from minigrpo.rollout import Judge
 from minigrpo.runtime import choose_device, choose_dtype, generator
@@ -62,15 +63,40 @@ def load_start(cfg: config.Config) -> Policy:
 
     What ``make_start`` should have made and has not: ``ValueError``.
     """
+    base, adapter = _made(cfg)
+    policy = _load(cfg, base)
+    if adapter:
+        load_adapter(policy.model, Path(adapter), base=base)
+        freeze_reference(policy.model)
+    return policy
+
+
+def _made(cfg: config.Config) -> tuple[str, str]:
     base, adapter = base_path(cfg), start_adapter(cfg)
     for made, given in ((base, cfg.model.path), (adapter, cfg.model.adapter)):
         if made != given and not Path(made).is_dir():
             raise ValueError(f"{made} is not there yet: train.py makes what this config starts from")
-    policy = _load(cfg, base)
-    if adapter:
-        load_adapter(policy.model, Path(adapter))
-        freeze_reference(policy.model)
-    return policy
+    return base, adapter
+
+
+def merge_start(cfg: config.Config, out: Path) -> None:
+    """Write the base with the start adapter merged in as an ordinary model folder, in the dtype of the base's own file.
+
+    The base stays in its file, mapped, and a layer is merged when it is written. No adapter, or an ``out`` that holds
+    something: ``ValueError``.
+    """
+    base, adapter = _made(cfg)
+    if not adapter:
+        raise ValueError("--merge: there is nothing to merge: name an adapter by --adapter or model.adapter")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--merge: {out} is there already: name a folder that is not there yet, or is empty")
+    folder = find_model(base)
+    facts = adapter_config(Path(adapter))
+    model = load_model(folder, dtype=None, device="cpu")
+    add_lora(model, **facts, generator=generator(cfg.run.seed, 0, "adapters"))
+    load_adapter(model, Path(adapter), base=base)
+    with whole_folder(out) as aside:
+        save_model(model, aside, like=folder)
 
 
 def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:

@@ -88,7 +88,7 @@ def test_nobody_imports_the_recipes():
 
 
 @pytest.mark.parametrize("library, home", [("pymysql", "task/mariadb"), ("tokenizers", "policy/tokenizer"),
-                                           ("safetensors", "policy/weights"), ("huggingface_hub", "policy/weights"),
+                                           ("safetensors", "policy/weights"), ("huggingface_hub", "policy/hub"),
                                            ("sqlite3", "task/sqlite"), ("tqdm", "metrics")])
 def test_a_library_is_named_in_one_file(library, home):
     assert users_of(library) == [home]

@@ -165,6 +165,27 @@ def test_an_adapter_changes_what_is_written(train_recipe, small_toml, evaluate, 
     assert rows_of(out) == changed
 
 
+# --------------------------------------------------------------------------------------------------------------- merging
+def test_merging_writes_a_model_that_evaluates_alike_and_opens_no_database(train_recipe, cli, eval_recipe, small_toml,
+                                                                           tmp_path, monkeypatch):
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    train_recipe.train(load_config(small_toml, [f"run.out={run}", "run.steps=1", "grpo.learning_rate=0.3",
+                                                "run.evaluate_every=0"]))
+    with monkeypatch.context() as patched:
+        patched.setattr(eval_recipe, "open_judge", lambda *_: pytest.fail("a database was opened"))
+        ended = cli(eval_recipe, "--adapter", checkpoints(run)[0], "--merge", merged, "--set", "run.out=")
+    assert (ended.status, ended.out) == (0, f"written: {merged}\n") and not (run / "eval").exists()
+    for name, arguments in (("a", ["--adapter", checkpoints(run)[0]]), ("b", ["--set", f"model.path={merged}"])):
+        assert cli(eval_recipe, "--split", "train", "--out", tmp_path / name, *arguments).status == 0
+    assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("arguments", [["--predictions", GOLD], ["--split", "dev"], ["--out", "x"]])
+def test_merging_takes_nothing_that_only_an_evaluation_has_a_use_for(cli, eval_recipe, tmp_path, arguments):
+    ended = cli(eval_recipe, "--merge", tmp_path / "merged", *arguments)
+    assert ended.status == 2 and f"error: argument {arguments[0]}: not allowed with argument --merge" in ended.err
+
+
 # ------------------------------------------------------------------------------------------------------------- bad input
 def refusal(ended) -> str:
     message, = ended.err.strip("\n").split("\n")

@@ -18,7 +18,8 @@ from minigrpo.policy.weights import Policy, adapter_config, load_model, load_ten
 from minigrpo.rollout import collect
 from minigrpo.run import open_folder
 from minigrpo.runtime import generator
-from minigrpo.start import adapter_facts, base_path, check_start, draw_examples, load_start, make_start, start_adapter
+from minigrpo.start import (adapter_facts, base_path, check_start, draw_examples, load_start, make_start, merge_start,
+                            start_adapter)
 from minigrpo.task import athletes
 from minigrpo.task.questions import Question
 from minigrpo.update import make_optimizer, update
@@ -150,6 +151,20 @@ def test_what_train_has_not_made_yet_is_said(config, tmp_path):
     assert refusal(load_start, config(*LORA)) == f"{out}/warmup is not there yet: train.py makes what this config starts from"
     assert refusal(load_start, config(*FULL)) == f"{out}/base is not there yet: train.py makes what this config starts from"
     load_start(config())
+
+
+def test_an_adapter_is_for_the_base_it_was_trained_on_warmed_up_or_not_wherever_that_is(config, tmp_path):
+    """A new model, and the same after a warm-up of all its weights: one architecture, two bases."""
+    make(config(*FULL))
+    new, base = tmp_path / "run/new", tmp_path / "run/base"
+    policy = load_start(config(*FULL))
+    save_adapter(policy.model, tmp_path / "given", base=str(base), **adapter_facts(config()))
+    given = f"model.adapter={tmp_path}/given"
+    load_start(config(*FULL, given))
+    base.rename(tmp_path / "moved")
+    load_start(config(f"model.path={tmp_path}/moved", given))
+    assert refusal(load_start, config(f"model.path={new}", given)) == (
+        f"{tmp_path}/given: the adapter was trained on other weights than those of {new}; by its own word, on those of {base}")
 
 
 def test_a_model_that_is_given_and_not_there_is_not_trains_to_make(config):
@@ -519,3 +534,55 @@ def test_gold_sql_from_a_file_warms_up_a_given_model(config, sql_model, tmp_path
     lines = [json.loads(line) for line in (tmp_path / "run/warmup.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and lines[-1]["loss"] < lines[0]["loss"]
     load_start(cfg)
+
+
+# --------------------------------------------------------------------------------------------------------------- merging
+def logits_of(model) -> torch.Tensor:
+    return model.logits(model(torch.arange(20)[None]))
+
+
+@pytest.mark.parametrize("overrides", [LORA, FULL])
+def test_base_and_start_adapter_are_merged_into_an_ordinary_folder(config, tmp_path, overrides):
+    """The adapter is the warm-up's, or one that is given, which counts before it and need not have the config's rank."""
+    cfg = config(*overrides)
+    make(cfg)
+    if overrides == FULL:
+        facts = {"rank": 3, "alpha": 9.0, "targets": ("q_proj", "up_proj"), "rank_stabilised": True}
+        given = made(config(*FULL, "lora.rank=3", "lora.alpha=9", 'lora.targets=["q_proj", "up_proj"]',
+                            "lora.rank_stabilised=true"))
+        for parameter in adapter_parameters(given.model).values():
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+        save_adapter(given.model, tmp_path / "given", base="x", **facts)
+        cfg = config(*FULL, f"model.adapter={tmp_path}/given")
+    (tmp_path / "out").mkdir()                              # empty, it may be there
+    merge_start(cfg, tmp_path / "out")
+    assert names(tmp_path / "out") == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    policy, alone = load_start(cfg).model, made(config(f"model.path={tmp_path}/out")).model
+    torch.testing.assert_close(logits_of(alone), logits_of(policy), rtol=1e-5, atol=1e-5)
+    assert not logits_of(alone).allclose(logits_of(load_model(base_path(cfg), dtype=torch.float32, device="cpu")))
+
+
+def test_a_base_in_bfloat16_stays_so_whatever_dtype_it_is_loaded_in(config, tmp_path):
+    make(config(*LORA, "warmup.method=full", "model.dtype=bfloat16"))
+    cfg = config(f"model.path={tmp_path}/run/base", f"model.adapter={tmp_path}/given", "model.dtype=float32")
+    given = made(config(f"model.path={tmp_path}/run/base"))
+    save_adapter(given.model, tmp_path / "given", base="x", **adapter_facts(config()))
+    merge_start(cfg, tmp_path / "out")
+    # Nothing of the adapter has moved, so that W + 0 is W.
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "run/base/model.safetensors").read_bytes()
+    assert load_tensors(tmp_path / "out/model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_merging_without_an_adapter_or_into_a_place_that_is_taken_is_refused_and_changes_nothing(config, tmp_path):
+    make(config(*LORA))
+    out = tmp_path / "out"
+    nothing = "--merge: there is nothing to merge: name an adapter by --adapter or model.adapter"
+    assert refusal(merge_start, config(), out) == nothing
+    out.write_text("a file")
+    taken = f"--merge: {out} is there already: name a folder that is not there yet, or is empty"
+    assert refusal(merge_start, config(*LORA), out) == taken and out.read_text() == "a file"
+    out.unlink()
+    out.mkdir()
+    (out / "notes").write_text("kept")
+    assert refusal(merge_start, config(*LORA), out) == taken and names(out) == ["notes"]
+    assert names(tmp_path) == ["out", "run", "small.toml"]

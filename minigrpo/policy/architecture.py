@@ -1,12 +1,12 @@
 """A Hugging Face config.json → the few facts in which decoder families differ. Knows no tensors and no files.
 
-One decoder (``model.py``) serves every family; a family is a row of ``FAMILIES``. What this decoder cannot do is refused
-here, by name, before any weight is read.
+One decoder (``model.py``) serves every family. What it cannot do is refused here, by name, before any weight is read.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Mapping
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -47,76 +47,103 @@ class Architecture:
     window: int | None = None       # sliding window: only positions less than a window away are seen
 
 
-# What sets a family apart from Llama, as a function of its config. Anything not listed here is refused by name.
+# What a file means that is silent about a key, as transformers reads it (None: worked out from other keys), and what those of
+# each family mean otherwise. A family that is not listed here is refused by name.
+SILENT = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 32_768,
+          "num_key_value_heads": None, "head_dim": None, "sliding_window": None, "attention_bias": False, "mlp_bias": False,
+          "tie_word_embeddings": False}
 FAMILIES = {
-    "llama": lambda config: {
-        "qkv_bias": config.get("attention_bias", False), "output_bias": config.get("attention_bias", False),
-        "mlp_bias": config.get("mlp_bias", False)},
-    "mistral": lambda config: {"window": config.get("sliding_window", 4096)},       # an explicit null is no window
-    "gemma": lambda config: {
-        "norm_offset": 1.0, "embedding_scale": math.sqrt(config["hidden_size"]),
-        "qkv_bias": config.get("attention_bias", False), "output_bias": config.get("attention_bias", False),
-        # The first Gemma files say "gelu" in hidden_act and were trained with its tanh approximation.
-        "activation": "gelu_tanh", "tied": config.get("tie_word_embeddings", True)},
-    "qwen2": lambda config: {"qkv_bias": True},
-    "qwen3": lambda config: {
-        "qk_norm": True, "qkv_bias": config.get("attention_bias", False),
-        "output_bias": config.get("attention_bias", False)},
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True,
+              "hidden_act": "gelu_pytorch_tanh"},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
 }
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+# Keys that ask for another computation unless they are absent, null, false or 1; those of ``BIASES``, but where they are read.
+OTHERWISE = ("quantization_config", "partial_rotary_factor", "use_sliding_window", "use_bidirectional_attention", "bias",
+             "use_bias", "qkv_bias", "attn_logit_softcapping", "final_logit_softcapping")
+BIASES = {"attention_bias": ("llama", "gemma", "qwen2", "qwen3"), "mlp_bias": ("llama",)}
+KINDS = {"a positive integer": lambda value: type(value) is int and value > 0,
+         "a positive number": lambda value: type(value) in (int, float) and 0 < value < math.inf,
+         "true or false": lambda value: type(value) is bool}
 
 
 def read_architecture(config: Mapping, source: str = "config.json") -> Architecture:
     """Facts from a parsed config.json; ``source`` is named in errors.
 
-    Raises ``ValueError`` that names the missing key, the unsupported family or the unsupported feature.
+    Raises ``ValueError`` that names the missing key, the unsupported family or feature, or the value that makes no model.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in list(FAMILIES):
         raise ValueError(f"{source}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
-    if family in ("qwen2", "qwen3") and config.get("use_sliding_window"):
-        raise ValueError(f"{source}: use_sliding_window (a window in some layers only) is not supported")
-    activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{source}: activation {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
-    try:
-        theta, scaling = _rope(config, source)
-        facts = dict(
-            family=family, vocabulary=config["vocab_size"], width=config["hidden_size"],
-            layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
-            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_size=config.get("head_dim") or _divided(config["hidden_size"], config["num_attention_heads"], source),
-            mlp_width=config["intermediate_size"], norm_eps=config["rms_norm_eps"], rope_theta=theta,
-            rope_scaling=scaling, max_positions=config["max_position_embeddings"], activation=ACTIVATIONS[activation],
-            tied=config.get("tie_word_embeddings", False))
-    except KeyError as missing:
-        raise ValueError(f"{source}: the key {missing} is missing") from None
-    architecture = Architecture(**(facts | FAMILIES[family](config)))
-    for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "head_size", "mlp_width", "max_positions"):
-        if type(size := getattr(architecture, name)) is not int or size < 1:
-            raise ValueError(f"{source}: the model's {name} must be a positive integer, got {size!r}")
-    if architecture.heads % architecture.kv_heads:
-        raise ValueError(f"{source}: {architecture.heads} attention heads cannot share "
-                         f"{architecture.kv_heads} key/value heads evenly")
-    return architecture
+    facts = SILENT | FAMILIES[family] | config
+    rope = facts.get("rope_scaling") or facts.get("rope_parameters") or {}          # an older and a newer spelling
+    _check(facts, "a positive integer", source, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+           "intermediate_size", "max_position_embeddings")
+    _refuse_other_computations(family, facts, rope, source)
+    width, heads = facts["hidden_size"], facts["num_attention_heads"]
+    if facts["head_dim"] is None and width % heads:
+        raise ValueError(f"{source}: without head_dim, hidden_size {width} must be a multiple of num_attention_heads {heads}")
+    worked_out = {"num_key_value_heads": heads, "head_dim": width // heads}
+    facts |= {key: number for key, number in worked_out.items() if facts[key] is None}
+    window = facts["sliding_window"] if family == "mistral" else None
+    _check(facts, "a positive integer", source, *worked_out, *["sliding_window"] * (window is not None))
+    _check(facts, "a positive number", source, "rms_norm_eps")
+    _check(facts, "true or false", source, "tie_word_embeddings", "attention_bias", "mlp_bias")
+    if heads % facts["num_key_value_heads"]:
+        raise ValueError(f"{source}: {heads} attention heads cannot share {facts['num_key_value_heads']} key/value heads")
+    if facts["head_dim"] % 2:
+        raise ValueError(f"{source}: head_dim must be even, as rotary positions turn pairs, got {facts['head_dim']}")
+    theta, scaling = _rope(facts, rope, source)
+    return Architecture(
+        family=family, vocabulary=facts["vocab_size"], width=width, layers=facts["num_hidden_layers"], heads=heads,
+        kv_heads=facts["num_key_value_heads"], head_size=facts["head_dim"], mlp_width=facts["intermediate_size"],
+        norm_eps=facts["rms_norm_eps"], rope_theta=theta, rope_scaling=scaling, max_positions=facts["max_position_embeddings"],
+        activation=_activation(family, facts, source), tied=facts["tie_word_embeddings"], mlp_bias=facts["mlp_bias"],
+        qkv_bias=family == "qwen2" or facts["attention_bias"], output_bias=family != "qwen2" and facts["attention_bias"],
+        qk_norm=family == "qwen3", norm_offset=float(family == "gemma"),
+        embedding_scale=math.sqrt(width) if family == "gemma" else 1.0, window=window)
 
 
-def _divided(width: object, heads: object, source: str) -> int:
-    if type(width) is not int or type(heads) is not int or heads < 1:
-        raise ValueError(f"{source}: hidden_size and num_attention_heads must be positive integers, got {width!r}, {heads!r}")
-    return width // heads
+def _check(table: Mapping, kind: str, source: str, *keys: str) -> None:
+    for key in keys:
+        if key not in table:
+            raise ValueError(f"{source}: the key {key!r} is missing")
+        if not KINDS[kind](table[key]):
+            raise ValueError(f"{source}: {key} must be {kind}, got {table[key]!r}")
 
 
-def _rope(config: Mapping, source: str) -> tuple[float, RopeScaling | None]:
-    """Both spellings: ``rope_theta`` beside ``rope_scaling``, and the newer ``rope_parameters`` that holds either."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", float(rope["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling("llama3", float(rope["factor"]), float(rope["low_freq_factor"]),
-                                  float(rope["high_freq_factor"]), int(rope["original_max_position_embeddings"]))
-    raise ValueError(f"{source}: rope scaling {kind!r} is not supported; supported: default, linear, llama3")
+def _refuse_other_computations(family: str, facts: Mapping, rope: object, source: str) -> None:
+    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+        raise ValueError(f"{source}: rope parameters must be one table for all layers, got {str(rope)[:80]}")
+    for key in (*OTHERWISE, *(key for key, readers in BIASES.items() if family not in readers)):
+        for value in (facts.get(key), rope.get(key)):
+            if value not in (None, False, 1) or value is True:
+                raise ValueError(f"{source}: {key} is not supported for {family}, got {str(value)[:80]}")
+    if (layers := facts.get("layer_types")) not in (None, ["full_attention"] * facts["num_hidden_layers"]):
+        raise ValueError(f"{source}: layer_types other than full_attention are not supported, got {str(layers)[:80]}")
+
+
+def _activation(family: str, facts: Mapping, source: str) -> str:
+    """The first Gemma files say "gelu" and were trained with its tanh approximation, which later ones add by another key."""
+    known = ACTIVATIONS | ({"gelu": "gelu_tanh"} if family == "gemma" else {})
+    names = [facts["hidden_act"], *filter(None, [facts.get("hidden_activation")])]
+    meant = {known.get(str(name)) for name in names}
+    if len(meant) > 1 or None in meant:
+        raise ValueError(f"{source}: activation {' and '.join(map(repr, names))} is not supported, only {', '.join(known)}")
+    return meant.pop()
+
+
+def _rope(facts: Mapping, rope: Mapping, source: str) -> tuple[float, RopeScaling | None]:
+    rope = {"rope_theta": facts["rope_theta"], "original_max_position_embeddings": facts["max_position_embeddings"]} | rope
+    kind = rope.get("rope_type") or rope.get("type") or "default"           # rope_theta stands in the table or beside it
+    stretches = {"default": [], "linear": ["factor"],
+                 "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
+    if kind not in list(stretches):
+        raise ValueError(f"{source}: rope scaling {kind!r} is not supported; supported: {', '.join(stretches)}")
+    _check(rope, "a positive number", source, "rope_theta", *stretches[kind])
+    if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r}")
+    return float(rope["rope_theta"]), RopeScaling(kind, *map(rope.get, stretches[kind])) if stretches[kind] else None

@@ -79,6 +79,12 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             for half in ("lora_A", "lora_B")}
 
 
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All but the adapters' own parameters, by the names that they have in a model without adapters."""
+    added = adapter_parameters(model)
+    return {name.replace(".base.", "."): parameter for name, parameter in model.named_parameters() if name not in added}
+
+
 def freeze_reference(model: nn.Module) -> None:
     """Make the adapters as they are now the start policy: ``reference`` will use this frozen copy."""
     for layer in adapters(model).values():

@@ -4,6 +4,7 @@ A folder is Hugging Face's: config.json, model.safetensors or its shards with an
 peft's layout. Nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigrpo.policy.architecture import read_architecture
-from minigrpo.policy.lora import adapter_parameters
+from minigrpo.policy.hub import WORDS, find_model, weight_files
+from minigrpo.policy.lora import adapter_parameters, adapters, base_parameters
 from minigrpo.policy.model import CausalLM, initialise
 from minigrpo.policy.stopping import Stopping, compile_stopping
 from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, read_json, train_bpe
@@ -47,8 +49,9 @@ def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | 
     return Policy(model, tokenizer, compile_stopping(token_bytes, tokenizer.stop_ids, stop_strings))
 
 
-def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device | str) -> CausalLM:
-    """The decoder of a folder or hub id, frozen, in evaluation mode, every tensor cast to ``dtype`` on ``device``.
+def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.device | str) -> CausalLM:
+    """The decoder of a folder or hub id, frozen, in evaluation mode, every tensor cast to ``dtype`` (None: the file's own) on
+    ``device``, one at a time. On the CPU what need not be cast stays in the file, mapped: no copy is made of it.
 
     Raises ``ValueError`` that names what is no model folder, or the missing, extra or misshapen tensors.
     """
@@ -72,44 +75,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device | s
     return model.requires_grad_(False).eval()
 
 
-# The files of a model repository that are read here; many hold the weights a second time under other names.
-FILES = ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json",
-         "model-*-of-*.safetensors"]
-
-
-def find_model(path: str | Path, *, weights: bool = True) -> Path:
-    """A folder as it is; anything of the form ``owner/name`` that is no folder is fetched from the Hugging Face hub.
-
-    Only the files that are read are fetched, into the hub's own cache. Raises ``ValueError`` with what to do about it.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} is no model folder: it has no config.json")
-        return folder
-    parts = str(path).split("/")
-    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        raise ValueError(f"model.path: there is no folder {path}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=FILES))
-    except (OSError, *HfHubHTTPError.__bases__) as error:       # its HTTP library's own: requests, httpx or httpx2
-        raise ValueError(f"model.path: there is no folder {path}, and the hub did not give a model of that name (unknown, "
-                         f"gated without a login, or out of reach): {(str(error) or repr(error)).splitlines()[0]}") from None
-
-
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of model.safetensors, or of the shards that model.safetensors.index.json names, one at a time."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = read_json(index, "weight_map")["weight_map"]
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise ValueError(f"{index}: weight_map must map tensor names to file names")
-        files = [folder / name for name in dict.fromkeys(shards.values())]
-    else:
-        files = [folder / "model.safetensors"]
-    for file in files:
+    for file in weight_files(folder):
         yield from _read_safetensors(file)
 
 
@@ -124,11 +92,13 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
 
 
-def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file. A disk that is full, or the like: ``OSError``."""
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], note: tuple[str, str] = ("format", "pt")) -> None:
+    """Write one safetensors file. A disk that is full, or the like: ``OSError``.
+
+    ``note``, a key and its value, goes into the header; only one, as the library writes several in an order of chance.
+    """
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file,
-                  metadata={"format": "pt"})
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, metadata=dict([note]))
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written: {error}") from None
 
@@ -146,12 +116,18 @@ def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, obj
 
 
 # ---------------------------------------------------------------------------------------------------- whole models, out
-def save_model(model: CausalLM, folder: Path, *, like: Path) -> None:
-    """Write ``model`` (without adapters) as a folder of its own; what is no weight is copied from the folder ``like``."""
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+SHARD = 5 * 10 ** 9         # bytes of weights in one file at most, unless a tensor alone is larger
+
+
+def save_model(model: CausalLM, folder: Path, *, like: Path, shard: int = SHARD) -> None:
+    """Write ``model`` as a folder of its own, adapters merged in; what is no weight is copied from the folder ``like``.
+
+    Layers are merged as they are written, in float32 and rounded once: beside the model itself, memory holds one file's.
+    """
+    for name in WORDS:
         if (like / name).is_file():
             shutil.copyfile(like / name, folder / name)
-    _write_model(model, folder, read_json(like / "config.json"))
+    _write_model(model, folder, read_json(like / "config.json"), shard)
 
 
 def create_model(folder: Path, texts: Iterable[str], *, vocabulary: int, layers: int, width: int, heads: int, mlp_width: int,
@@ -174,14 +150,30 @@ def create_model(folder: Path, texts: Iterable[str], *, vocabulary: int, layers:
               "eos_token_id": tokenizer.token_to_id(EOS)}
     model = CausalLM(read_architecture(config, "model.new"))
     initialise(model, generator)
-    _write_model(model, folder, config)
+    _write_model(model, folder, config, SHARD)
 
 
-def _write_model(model: CausalLM, folder: Path, config: Mapping) -> None:
+def _write_model(model: CausalLM, folder: Path, config: Mapping, shard: int) -> None:
     dtype = str(model.dtype).removeprefix("torch.")
     spelling = {name: dtype for name in ("dtype", "torch_dtype") if name in config} or {"torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps({**config, **spelling}, indent=2) + "\n", encoding="utf-8")
-    save_tensors(folder / "model.safetensors", dict(model.named_parameters()))
+    parameters, adapted = base_parameters(model), {f"{name}.weight": layer for name, layer in adapters(model).items()}
+    shards, room = [], 0
+    for name, parameter in parameters.items():
+        if parameter.nbytes > room or not shards:
+            shards, room = [*shards, []], shard
+        shards[-1].append(name)
+        room -= parameter.nbytes
+    names_of = {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, 1)}
+    if len(shards) == 1:
+        names_of = {"model.safetensors": shards[0]}
+    for file, names in names_of.items():
+        save_tensors(folder / file, {name: adapted[name].merged().weight if name in adapted else parameters[name]
+                                     for name in names})
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(parameter.nbytes for parameter in parameters.values())},
+                 "weight_map": {name: file for file, names in names_of.items() for name in names}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------ adapters
@@ -190,21 +182,38 @@ def _peft_parameters(model: CausalLM) -> dict[str, torch.nn.Parameter]:
     return {f"base_model.model.{name}.weight": parameter for name, parameter in adapter_parameters(model).items()}
 
 
+SAMPLE = 256                # values of each tensor that stand for all of it
+
+
+def _base_digest(model: CausalLM) -> str:
+    """What tells one base from another: SHA-256 over names, shapes and evenly spaced values of the frozen weights, the values
+    rounded to bfloat16, so that a file loaded in float32 or in bfloat16 is one base."""
+    parameters = sorted(base_parameters(model).items())
+    # An odd stride, as an even one of a power of two would stay in one column of a matrix. One transfer for all.
+    sampled = [parameter.detach().flatten()[::parameter.numel() // SAMPLE | 1].bfloat16() for _, parameter in parameters]
+    digest = hashlib.sha256(json.dumps([(name, list(parameter.shape)) for name, parameter in parameters]).encode())
+    digest.update(bytes(torch.cat(sampled).cpu().view(torch.uint8).tolist()))
+    return digest.hexdigest()
+
+
 def save_adapter(model: CausalLM, folder: Path, *, base: str, rank: int, alpha: float, targets: tuple[str, ...],
                  rank_stabilised: bool) -> None:
-    """Write the adapters in peft's layout: adapter_model.safetensors and adapter_config.json, for the named ``base``."""
+    """Write the adapters in peft's layout: adapter_model.safetensors and adapter_config.json, for the named ``base``. A
+    digest of the base goes into the file's header, where peft does not look."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "adapter_model.safetensors", _peft_parameters(model))
+    save_tensors(folder / "adapter_model.safetensors", _peft_parameters(model), ("base_digest", _base_digest(model)))
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
               "lora_alpha": alpha, "lora_dropout": 0.0, "use_rslora": rank_stabilised, "bias": "none",
               "target_modules": list(targets), "fan_in_fan_out": False, "inference_mode": True}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_adapter(model: CausalLM, folder: Path) -> None:
-    """Copy an adapter in peft's layout into the model's adapters (see ``adapter_config`` for adding them first).
+def load_adapter(model: CausalLM, folder: Path, *, base: str | Path) -> None:
+    """Copy an adapter in peft's layout into the model's adapters (see ``adapter_config`` for adding them first); ``base`` is
+    what errors call the model.
 
-    Raises ``ValueError`` that names missing, extra or misshapen tensors.
+    Raises ``ValueError`` that names missing, extra or misshapen tensors, or another base than the adapter's. One of peft's
+    own does not say which weights it was trained on: there only names and shapes can tell.
     """
     parameters = _peft_parameters(model)
     tensors = load_tensors(folder / "adapter_model.safetensors")
@@ -213,6 +222,12 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
         if tensors[name].shape != parameter.shape:
             raise ValueError(f"{folder}: tensor {name} has shape {list(tensors[name].shape)}, this model's adapter "
                              f"{list(parameter.shape)}: an adapter of another base or rank")
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        digest = (file.metadata() or {}).get("base_digest")
+    if digest is not None and digest != _base_digest(model):
+        named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ValueError(f"{folder}: the adapter was trained on other weights than those of {base}; by its own word, on those "
+                         f"of {named}")
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
 

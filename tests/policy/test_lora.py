@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minigrpo.policy.lora import (
-    TARGETS, LoRALinear, adapter_parameters, adapters, add_lora, freeze_reference, merged_copy, reference)
+    TARGETS, LoRALinear, adapter_parameters, adapters, add_lora, base_parameters, freeze_reference, merged_copy, reference)
 from minigrpo.policy.weights import load_model
 
 
@@ -224,6 +224,14 @@ def test_reference_within_reference(fresh):
 
 
 # ------------------------------------------------------------------------------------------------------------ merging
+def test_base_parameters_are_the_frozen_ones_by_the_names_they_had(checkpoint):
+    model = load_model(checkpoint("qwen2")[0], dtype=torch.float32, device="cpu")       # whose q, k and v have biases
+    before = dict(model.named_parameters())
+    add_lora(model, rank=2, alpha=2.0, generator=torch.Generator())
+    assert base_parameters(model).keys() == before.keys()
+    assert all(parameter is before[name] for name, parameter in base_parameters(model).items())
+
+
 def test_merged_copy_equals_the_unmerged_model_and_leaves_it_alone(fresh):
     model = fresh()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
