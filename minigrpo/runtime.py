@@ -52,8 +52,8 @@ def use_threads(count: int) -> None:
     if count:
         torch.set_num_threads(count)
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        # A tensor of a MiB or more is mapped by itself. Left alone, glibc raises that size to 32 MiB as soon as one such tensor
-        # was freed, keeps the others in one heap, and the gaps between those freed and those kept cost up to half as much again.
+        # A tensor of a MiB or more is mapped by itself. Left alone, glibc raises that size to 32 MiB as soon as one such
+        # tensor was freed, keeps the rest in one heap, and the gaps between freed and kept cost up to half as much again.
         libc.mallopt(M_MMAP_THRESHOLD, 2**20)
 
 

@@ -216,7 +216,7 @@ def test_a_warm_up_in_turns_ends_gold_sql_where_generation_stops(config, chat_mo
         cfg = config(f"task.template={template}", f"model.path={chat_model}", f"generation.stop_strings={strings}")
         policy = load_start(cfg)
         with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-            for _, written in encode_examples(TRAIN[:5], judge.prompt, policy.tokenizer, 512, cfg.generation.stop_strings):
+            for _, written in encode_examples(TRAIN[:5], judge.prompt, policy.tokenizer, 1024, cfg.generation.stop_strings):
                 state = 0
                 for i, token in enumerate(written):
                     assert bool(policy.stopping.ends_UV[state, token]) == (i == len(written) - 1)
@@ -502,7 +502,7 @@ def test_it_is_shown_the_drawn_questions_as_training_asks_them(config, tmp_path,
     record, = map(json.loads, (tmp_path / "run/warmup.jsonl").read_text().splitlines())
     policy = load_start(config())
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        examples = encode_examples(draw_examples(TRAIN, 8, cfg.run.seed), judge.prompt, policy.tokenizer, 512,
+        examples = encode_examples(draw_examples(TRAIN, 8, cfg.run.seed), judge.prompt, policy.tokenizer, 1024,
                                    cfg.generation.stop_strings)
     total = 0.0
     for prompt, written in examples:
