@@ -1,4 +1,4 @@
-"""Everything that can be checked without weights: config, data, database, model; and what the run will need. Writes nothing."""
+"""Everything that can be checked without weights, config, data, database, model, and what the run will need. Writes nothing."""
 
 import math
 import tempfile
@@ -10,14 +10,14 @@ import torch
 
 from minigrpo import config
 from minigrpo.assemble import Data, load_data, open_judge
-from minigrpo.metrics import WIDTH, labelled, printable, say, table
+from minigrpo.metrics import labelled, printable, say, table
 from minigrpo.plan import Load, Plan, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import Architecture, read_architecture
 from minigrpo.policy.hub import find_model
 from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer, read_json
 from minigrpo.policy.weights import create_model
 from minigrpo.rollout import Judge
-from minigrpo.runtime import available_memory, choose_device, choose_dtype, generator, peak_memory, use_threads
+from minigrpo.runtime import choose_device, choose_dtype, generator, program_memory, total_memory, use_threads
 from minigrpo.start import adapter_facts, check_prompts_fit, check_start, draw_examples, new_texts, turn_end, untaught
 from minigrpo.task.database import run_all
 from minigrpo.task.questions import Question
@@ -42,7 +42,7 @@ def dry_run(cfg: config.Config) -> int:
         checked = _check_gold(judge, data.all)
         prompt = judge.prompt(data.known[0])
         databases = ", ".join(judge.databases)
-    program = 0 if device.type == "cuda" else peak_memory(device)       # what the device's memory holds before a model does
+    program = program_memory(device)
     plan = make_plan(cfg, architecture, load, rank=facts["rank"], targets=facts["targets"], dtype=dtype)
     splits = {cfg.task.split: data.known, cfg.evaluation.split: data.dev, **data.splits}
     taught = f", {checked} gold queries run and none failed" if checked else ""
@@ -51,10 +51,11 @@ def dry_run(cfg: config.Config) -> int:
         *labelled("data", " · ".join(f"{name} {len(members):,}" for name, members in splits.items())),
         *labelled("database", f"{cfg.database.engine}: {databases}{taught}"),
         *labelled("model", f"{cfg.model.path} ({kind}): {plan.parameters:,} parameters, {_name(dtype)} on {device}"),
-        *labelled("adapters", f"{plan.adapters:,} parameters in float32: rank {facts['rank']} beside {', '.join(facts['targets'])}"),
+        *labelled("adapters", f"{plan.adapters:,} parameters in float32: rank {facts['rank']} beside "
+                              f"{', '.join(facts['targets'])}"),
         *labelled("context", f"prompts of at most {longest} tokens and {cfg.generation.max_new_tokens} new ones, of "
                              f"{architecture.max_positions}"),
-        "", show_memory(plan, program, available_memory(device)),
+        "", show_memory(plan, program, total_memory(device)),
         "", *_show_time(cfg, plan, architecture, data, load, device, dtype),
         "", f"  the prompt of {data.known[0].id}:", *(f"    {printable(line)}" for line in prompt.split("\n"))]))
     return 0
@@ -82,7 +83,7 @@ def _longest_example(cfg: config.Config, judge: Judge, train: Sequence[Question]
 
 
 def _check_gold(judge: Judge, questions: Sequence[Question]) -> int:
-    """Run all gold SQL there is; how many. One that fails: ``ValueError``, for a table may be missing, or a right to read it."""
+    """Run all gold SQL there is; how many. One that fails: ``ValueError``; a table may be missing, or a right to read it."""
     known = [question for question in questions if question.gold_sql is not None]
     executions = run_all(judge.database, [(question.gold_sql, question.database) for question in known], judge.connections)
     for question, execution in zip(known, executions):
@@ -93,7 +94,7 @@ def _check_gold(judge: Judge, questions: Sequence[Question]) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------------- showing
-def show_memory(plan: Plan, program: int, available: int) -> str:
+def show_memory(plan: Plan, program: int, total: int) -> str:
     """The plan's phases in GB, at their height; ``program``: bytes in use before a model is loaded."""
     def line(name: str, *sizes: int) -> list[str]:
         return [f"  {name}", *(f"{size / GB:.2f}" for size in sizes)]
@@ -102,8 +103,8 @@ def show_memory(plan: Plan, program: int, available: int) -> str:
             *(line(name, phase.kept, phase.work, phase.peak + program) for name, phase in plan.phases.items())]
     most = plan.peak + program
     verdict = f"  {most / GB:.2f} GB at its height" + (f", {program / GB:.2f} of them the program itself" if program else "")
-    fits = "it fits" if most <= available else "lower grpo.micro_batch_tokens, grpo.questions or evaluation.batch"
-    return f"{table(rows)}\n{verdict};\n  {available / GB:.0f} GB are here: {fits}"
+    fits = "it fits" if most <= total else "lower grpo.micro_batch_tokens, grpo.questions or evaluation.batch"
+    return f"{table(rows)}\n{verdict};\n  {total / GB:.0f} GB are here: {fits}"
 
 
 def _show_time(cfg: config.Config, plan: Plan, architecture: Architecture, data: Data, load: Load, device: torch.device,
@@ -119,8 +120,8 @@ def _show_time(cfg: config.Config, plan: Plan, architecture: Architecture, data:
     return [*labelled("steps", f"{steps} of {cfg.grpo.questions} questions × {cfg.generation.completions} candidates: "
                                f"{passes:.2g} passes over {cfg.task.split}"),
             *labelled("seconds", f"about {step:.2g} a step ({phases}), if every candidate is {cfg.generation.max_new_tokens} "
-                                 f"tokens long; a device of {rates.flops / 1e12:.3g} TFLOP/s, {rates.bytes / 1e9:.3g} GB/s and "
-                                 f"{rates.call * 1e6:.2g} µs a call"),
+                                 f"tokens long; the device does {rates.flops / 1e12:.3g} TFLOP/s, {rates.bytes / 1e9:.0f} "
+                                 f"GB/s and a call in {rates.call * 1e6:.2g} µs"),
             *labelled("hours", f"about {(steps * step + looking) / 3600:.2g}, evaluations included"
                                + (", the warm-up not" if cfg.warmup.source else ""))]
 

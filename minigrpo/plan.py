@@ -12,6 +12,7 @@ from typing import Callable
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,21 +31,24 @@ STATE = 2                       # AdamW keeps two moments a parameter, float32
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive (``now``, ``peak``) and the operators called (``calls``)."""
+    """Counts the bytes of all storages that are alive (``now``, ``peak``), and the ``calls`` of operators that write anything:
+    a view costs next to nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = self.calls = 0
         self.known: weakref.WeakSet = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(self, function: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._free, storage.nbytes())
-        self.peak, self.calls = max(self.peak, self.now), self.calls + 1
+        storages = [tensor.untyped_storage() for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        fresh = [storage for storage in storages if storage not in self.known]
+        for storage in fresh:
+            self.known.add(storage)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        self.calls += bool(fresh) or function._schema.is_mutable
         return out
 
     def _free(self, size: int) -> None:
@@ -196,10 +200,11 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
                  seconds(lambda: [little + 1.0 for _ in range(1000)]) / 1000)
 
 
-def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture, prompt: int) -> dict[str, float]:
-    """By phase of one step, where every candidate is ``max_new_tokens`` long: the longest of the arithmetic (attention left out),
-    the bytes of weights and cache, and the calls. Two operations a weight and token forward, two more backward: what is frozen
-    gets no gradient."""
+def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture,
+                 prompt: int) -> dict[str, float]:
+    """Seconds of one step's phases where every candidate is ``max_new_tokens`` long: of arithmetic (without attention's), bytes
+    of weights and cache, and calls, whichever takes longest. Forward is two operations a weight and token, and backward two
+    more: what is frozen gets no gradient."""
     Q, K, C = cfg.grpo.questions, cfg.generation.completions, cfg.generation.max_new_tokens
     head = architecture.vocabulary * architecture.width
     body = plan.parameters + plan.adapters - head * (1 if architecture.tied else 2)

@@ -62,11 +62,16 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that are there in all: on the CUDA device, or in this machine."""
+def total_memory(device: torch.device) -> int:
+    """Bytes that the CUDA device has, or this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def program_memory(device: torch.device) -> int:
+    """Bytes in use there before any model is loaded: on the CPU those of this process."""
+    return 0 if device.type == "cuda" else peak_memory(device)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -153,8 +153,8 @@ def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completion
 
 def beam_step(live: Hypotheses, done: Hypotheses, open_Q1: Tensor, logp_QKV: Tensor, ends_QKV: Tensor, depth: int, *,
               last: bool, length_penalty: float, early_stopping: bool) -> tuple[Hypotheses, Hypotheses, Tensor, Tensor]:
-    """One step of selection: the K best continuations of ``live`` that go on, ``done`` with those that ended here, whether each
-    search is still open, and which beam each continuation came from (parent_QK)."""
+    """One step of selection: the K best continuations of ``live`` that go on, ``done`` with those that ended here, whether
+    each search is still open, and which beam each continuation came from (parent_QK)."""
     total_QKV = live.score_QK[:, :, None] + logp_QKV
     candidates, _ = _continuations(live, total_QKV, logp_QKV, ends_QKV, depth)
     finished_QK = open_Q1 & (candidates.stopped_QK | last)
