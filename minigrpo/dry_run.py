@@ -1,4 +1,4 @@
-"""Everything that can be checked without weights, config, data, database, model, and what the run will need. Writes nothing."""
+"""What can be checked without weights, config, data, database, model, and what the run will need. Writes nothing."""
 
 import math
 import tempfile

@@ -202,7 +202,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
 def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture,
                  prompt: int) -> dict[str, float]:
-    """Seconds of one step's phases where every candidate is ``max_new_tokens`` long: of arithmetic (without attention's), bytes
+    """Seconds of one step's phases where every candidate is ``max_new_tokens`` long: arithmetic (without attention's), bytes
     of weights and cache, and calls, whichever takes longest. Forward is two operations a weight and token, and backward two
     more: what is frozen gets no gradient."""
     Q, K, C = cfg.grpo.questions, cfg.generation.completions, cfg.generation.max_new_tokens
