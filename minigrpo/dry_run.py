@@ -102,9 +102,12 @@ def show_memory(plan: Plan, program: int, total: int) -> str:
     rows = [["  memory at most, in GB", "weights, adapters, state", "caches, activations", "together"],
             *(line(name, phase.kept, phase.work, phase.peak + program) for name, phase in plan.phases.items())]
     most = plan.peak + program
-    verdict = f"  {most / GB:.2f} GB at its height" + (f", {program / GB:.2f} of them the program itself" if program else "")
     fits = "it fits" if most <= total else "lower grpo.micro_batch_tokens, grpo.questions or evaluation.batch"
-    return f"{table(rows)}\n{verdict};\n  {total / GB:.0f} GB are here: {fits}"
+    verdict = f"  {most / GB:.2f} GB at its height, of {total / GB:.0f} that are here: {fits}."
+    if program:
+        verdict += (f"\n  {program / GB:.2f} GB of them is the program. The C library may hold up to half as much again"
+                    f"\n  in gaps between tensors; with MALLOC_MMAP_THRESHOLD_=1000000 set it does not, and\n  is slower.")
+    return f"{table(rows)}\n{verdict}"
 
 
 def _show_time(cfg: config.Config, plan: Plan, architecture: Architecture, data: Data, load: Load, device: torch.device,

@@ -1,6 +1,5 @@
 """Device, dtype, threads and randomness: named here and nowhere else. Knows no model and no task."""
 
-import ctypes
 import hashlib
 import os
 import resource
@@ -9,7 +8,6 @@ import sys
 
 import torch
 
-M_MMAP_THRESHOLD = -3                           # of mallopt(3)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,13 +46,9 @@ def settle(device: torch.device) -> None:
 
 
 def use_threads(count: int) -> None:
-    """CPU threads of PyTorch; 0 leaves its own choice. And memory: what is freed goes back at once, where glibc can do so."""
+    """CPU threads of PyTorch; 0 leaves its own choice."""
     if count:
         torch.set_num_threads(count)
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        # A tensor of a MiB or more is mapped by itself. Left alone, glibc raises that size to 32 MiB as soon as one such
-        # tensor was freed, keeps the rest in one heap, and the gaps between freed and kept cost up to half as much again.
-        libc.mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
 def exit_on_sigterm() -> None:
