@@ -10,7 +10,7 @@ import torch
 
 from minigrpo import config
 from minigrpo.assemble import Data, load_data, open_judge
-from minigrpo.metrics import labelled, printable, say, table
+from minigrpo.metrics import harmless, labelled, say, table
 from minigrpo.plan import Load, Plan, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import Architecture, read_architecture
 from minigrpo.policy.hub import find_model
@@ -45,7 +45,7 @@ def dry_run(cfg: config.Config) -> int:
     program = program_memory(device)
     plan = make_plan(cfg, architecture, load, rank=facts["rank"], targets=facts["targets"], dtype=dtype)
     splits = {cfg.task.split: data.known, cfg.evaluation.split: data.dev, **data.splits}
-    taught = f", {checked} gold queries run and none failed" if checked else ""
+    taught = f", {checked:,} gold queries run and none failed" if checked else ""
     kind = f"{architecture.family}, {architecture.layers} layers of width {architecture.width}"
     say("\n".join([
         *labelled("data", " · ".join(f"{name} {len(members):,}" for name, members in splits.items())),
@@ -57,7 +57,7 @@ def dry_run(cfg: config.Config) -> int:
                              f"{architecture.max_positions}"),
         "", show_memory(plan, program, total_memory(device)),
         "", *_show_time(cfg, plan, architecture, data, load, device, dtype),
-        "", f"  the prompt of {data.known[0].id}:", *(f"    {printable(line)}" for line in prompt.split("\n"))]))
+        "", f"  the prompt of {data.known[0].id}:", *(f"    {harmless(line)}" for line in prompt.split("\n"))]))
     return 0
 
 
@@ -84,7 +84,7 @@ def _longest_example(cfg: config.Config, judge: Judge, train: Sequence[Question]
 
 def _check_gold(judge: Judge, questions: Sequence[Question]) -> int:
     """Run all gold SQL there is; how many. One that fails: ``ValueError``; a table may be missing, or a right to read it."""
-    known = [question for question in questions if question.gold_sql is not None]
+    known = list({question.id: question for question in questions if question.gold_sql is not None}.values())
     executions = run_all(judge.database, [(question.gold_sql, question.database) for question in known], judge.connections)
     for question, execution in zip(known, executions):
         if not execution.ok:
@@ -102,7 +102,7 @@ def show_memory(plan: Plan, program: int, total: int) -> str:
     rows = [["  memory at most, in GB", "weights, adapters, state", "caches, activations", "together"],
             *(line(name, phase.kept, phase.work, phase.peak + program) for name, phase in plan.phases.items())]
     most = plan.peak + program
-    fits = "it fits" if most <= total else "lower grpo.micro_batch_tokens, grpo.questions or evaluation.batch"
+    fits = "it fits" if most <= total else "lower grpo.micro_batch_tokens,\n  grpo.questions or evaluation.batch"
     verdict = f"  {most / GB:.2f} GB at its height, of {total / GB:.0f} that are here: {fits}."
     if program:
         verdict += (f"\n  {program / GB:.2f} GB of them is the program. The C library may hold up to half as much again"

@@ -97,7 +97,16 @@ def printable(text: str) -> str:
     >>> printable("two\\n lines \\x1b[2J")
     'two lines \ufffd[2J'
     """
-    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+    return harmless(" ".join(text.split()))
+
+
+def harmless(line: str) -> str:
+    """A line to the letter, its spaces too, but for control characters: each is shown as U+FFFD.
+
+    >>> harmless("  id INT\\x1b[2J")
+    '  id INT\ufffd[2J'
+    """
+    return "".join(char if char.isprintable() else "\ufffd" for char in line)
 
 
 def labelled(label: str, text: str, most: int | None = None) -> list[str]:

@@ -21,7 +21,7 @@ from minigrpo import config
 from minigrpo.batch import pack
 from minigrpo.policy.architecture import Architecture
 from minigrpo.policy.logprobs import logprobs_at
-from minigrpo.policy.lora import add_lora, adapter_parameters
+from minigrpo.policy.lora import add_lora, adapter_parameters, freeze_reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.search import GrowingTree, Hypotheses, beam_step, draw, log_softmax
 from minigrpo.policy.tree import Prompts
@@ -107,12 +107,14 @@ def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, ran
         generation, evaluation = cfg.generation, cfg.evaluation
         if cfg.warmup.source and cfg.warmup.method == "lora":
             phases["warm-up"] = _warm_up(model, alive, cfg, load)
+        if cfg.model.adapter or "warm-up" in phases and cfg.warmup.method == "lora":
+            freeze_reference(model)
         Q, K, C = cfg.grpo.questions, generation.completions, generation.max_new_tokens
-        phases["generate"] = _generate(model, alive, Q, load.prompt, K, C, generation.method)
-        phases["evaluate"] = _generate(model, alive, evaluation.batch, load.prompt, 1, C, "greedy")
-        together = len(pack([(load.prompt, C)] * Q, K, cfg.grpo.micro_batch_tokens)[0])
-        phases["update"] = _update(model, alive, adapters, together, load.prompt, K, C)
-    return Plan(total - adapters, adapters, phases, together)
+        phases["generate"] = _generate(model, alive, adapters, Q, load.prompt, K, C, generation.method)
+        phases["evaluate"] = _generate(model, alive, adapters, evaluation.batch, load.prompt, 1, C, "greedy")
+        parts = pack([(load.prompt, C)] * Q, K, cfg.grpo.micro_batch_tokens)
+        phases["update"] = _update(model, alive, adapters, parts, load.prompt, K, C)
+    return Plan(total - adapters, adapters, phases, len(parts[0]))
 
 
 # -------------------------------------------------------------------------------------------------------------- phases
@@ -125,8 +127,9 @@ def _build(architecture: Architecture, dtype: torch.dtype) -> CausalLM:
         torch.set_default_dtype(before)
 
 
-def _generate(model: CausalLM, alive: Alive, Q: int, P: int, K: int, C: int, method: str) -> Phase:
-    """Prompts, and the last token: by then all slots of the cache are in use."""
+def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: int, C: int, method: str) -> Phase:
+    """Prompts, and the last token: by then all slots of the cache are in use. The optimiser's state lies beside it from the
+    second step on."""
     kept = alive.peak = alive.now
     with torch.no_grad():
         tree = GrowingTree(model, _prompts(Q, P), K, C)
@@ -142,28 +145,34 @@ def _generate(model: CausalLM, alive: Alive, Q: int, P: int, K: int, C: int, met
             draw(logp_QKV, None)
         else:
             logp_QKV.argmax(dim=-1)
-    return Phase(kept, alive.peak - kept, alive.calls - calls)
+    return Phase(kept + STATE * 4 * trained, alive.peak - kept, alive.calls - calls)
 
 
-def _update(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: int, C: int) -> Phase:
-    """One micro-batch, forward and backward; the optimiser's state is there from the second step on."""
-    before = alive.peak = alive.now
-    calls = alive.calls
+def _update(model: CausalLM, alive: Alive, trained: int, parts: list[list[int]], P: int, K: int, C: int) -> Phase:
+    """Micro-batches, forward and backward, the first being the largest. Two show it all: what the first leaves, its gradients,
+    lies beside the activations of the second."""
+    before, Q, passes = alive.now, len(parts[0]), min(2, len(parts))
+    alive.peak, calls = before, alive.calls
     group, branch, depth = (axis.flatten() for axis in torch.meshgrid(torch.arange(Q), torch.arange(K), torch.arange(C),
                                                                       indexing="ij"))
     ids_QKC = torch.zeros(Q, K, C, dtype=torch.long)
-    logp_T = logprobs_at((group, branch, depth), model, _prompts(Q, P), ids_QKC, torch.ones_like(ids_QKC, dtype=torch.bool),
-                         temperature=1.0, chunk=512)
-    logp_T.sum().backward()
+    for _ in range(passes):
+        logp_T = logprobs_at((group, branch, depth), model, _prompts(Q, P), ids_QKC,
+                             torch.ones_like(ids_QKC, dtype=torch.bool), temperature=1.0, chunk=512)
+        logp_T.sum().backward()
     model.zero_grad(set_to_none=True)
-    return Phase(before + STATE * 4 * trained, alive.peak - before, alive.calls - calls)
+    return Phase(before + STATE * 4 * trained, alive.peak - before, (alive.calls - calls) // passes)
 
 
 def _warm_up(model: CausalLM, alive: Alive, cfg: config.Config, load: Load) -> Phase:
+    """Its steps, and the looks at the score that ``stop_at`` waits for."""
     P, C = load.example
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    together = len(pack([(P, C)] * cfg.warmup.batch, 1, cfg.grpo.micro_batch_tokens)[0])
-    return _update(model, alive, trained, together, P, 1, C)
+    step = _update(model, alive, trained, pack([(P, C)] * cfg.warmup.batch, 1, cfg.grpo.micro_batch_tokens), P, 1, C)
+    if not cfg.warmup.stop_at:
+        return step
+    look = _generate(model, alive, trained, cfg.evaluation.batch, load.prompt, 1, cfg.generation.max_new_tokens, "greedy")
+    return Phase(step.kept, max(step.work, look.work), step.calls)
 
 
 def _prompts(Q: int, P: int) -> Prompts:
@@ -211,7 +220,8 @@ def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Arc
     trunk, trees, written = Q * prompt, Q * (prompt + K * C), Q * K * C
     decode, parts = plan.phases["generate"], -(-Q // plan.together)
     token = max(2 * (body + head) * Q * K / rates.flops, decode.peak / rates.bytes, decode.calls * rates.call)
-    calls = plan.phases["update"].calls * rates.call * parts
+    calls, updates = plan.phases["update"].calls * rates.call * parts, cfg.grpo.updates_per_rollout
+    scoring = max(2 * (body * trees + head * written) / rates.flops, calls / 4)
     return {"generate": 2 * body * trunk / rates.flops + C * token,
-            "reference": max(2 * (body * trees + head * written) / rates.flops, calls / 4),
-            "update": max((4 * body * trees + 6 * head * written) / rates.flops, calls)}
+            "reference": scoring * (1 if updates == 1 else 2),                      # the old policy is scored too
+            "update": updates * max((4 * body * trees + 6 * head * written) / rates.flops, calls)}
