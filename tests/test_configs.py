@@ -172,7 +172,8 @@ def write_small(case: Case, words: tokenizers.Tokenizer, folder: Path) -> Small:
     end = rust.token_to_id({"chatml": "<|im_end|>", "gemma": "<end_of_turn>"}.get(template, "<eos>"))
     config = cut_down(published(case.model))
     config |= {key: rust.token_to_id("<bos>") for key in ("bos_token_id", "pad_token_id") if key in config}
-    config |= {"vocab_size": rust.get_vocab_size() + 8, "eos_token_id": rust.token_to_id("<eos>")}      # as in Qwen's, ids to spare
+    # Ids to spare, as in Qwen's files.
+    config |= {"vocab_size": rust.get_vocab_size() + 8, "eos_token_id": rust.token_to_id("<eos>")}
     model = CausalLM(read_architecture(config))
     initialise(model, torch.Generator().manual_seed(0))
     completions = [rust.encode(text, add_special_tokens=False).ids for text in STATEMENTS]
@@ -315,8 +316,8 @@ def test_the_adapter_in_peft_on_the_same_base_gives_the_same_logits(case, traine
 @every_case
 def test_the_checkpoint_is_evaluated_on_dev(case, cli, eval_recipe, trained, tmp_path):
     file = ROOT / f"configs/{case.name}.toml"
-    ended = cli(eval_recipe, *trained.arguments, "--adapter", checkpoints(trained.out)[-1], "--split", "dev", "--out", tmp_path,
-                config=file)
+    adapter = ["--adapter", checkpoints(trained.out)[-1]]
+    ended = cli(eval_recipe, *trained.arguments, *adapter, "--split", "dev", "--out", tmp_path, config=file)
     assert ended.status == 0, ended
     questions = load_data(load_config(file, trained.overrides)).dev
     assert [row["index"] for row in records(tmp_path / "rows.jsonl")] == [question.index for question in questions]
