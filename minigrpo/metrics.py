@@ -101,8 +101,8 @@ def printable(text: str) -> str:
 
 
 def verbatim(text: str) -> list[str]:
-    """``text`` in its own lines and with its own spaces, none of it a command to a terminal; what is wider than the console goes
-    on in a line that stands further in.
+    """``text`` in its own lines and with its own spaces, none of it a command to a terminal; what is wider than the console
+    goes on in a line that stands further in.
 
     >>> verbatim("  id INT,\\n)\\n")
     ['      id INT,', '    )', '    ']

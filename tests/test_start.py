@@ -160,8 +160,8 @@ def test_another_model_than_the_one_that_was_warmed_up_is_not_taken_for_it(confi
         make(cfg)
     load_start(cfg)
     assert refusal(load_start, config(*FULL, "model.path=merged")) == (
-        f"model.path: {tmp_path}/run/base was made from new, not from merged; with warmup.source = \"\" that would be taken as "
-        f"it is")
+        f"model.path: {tmp_path}/run/base was made from new, not from merged; with warmup.source = \"\" that would be taken "
+        f"as it is")
 
 
 def test_an_adapter_is_for_the_base_it_was_trained_on_warmed_up_or_not_wherever_that_is(config, tmp_path):

@@ -166,7 +166,8 @@ def test_heads_that_share_keys_equal_heads_with_a_copy_each(pair, kv_heads, wind
     shared, _ = pair("mistral", num_key_value_heads=kv_heads, sliding_window=window)
     apart, _ = pair("mistral", num_key_value_heads=4, sliding_window=window)
     weights = {name: tensor.unflatten(0, (kv_heads, -1)).repeat_interleave(4 // kv_heads, dim=0).flatten(0, 1)
-               if name.endswith(("k_proj.weight", "v_proj.weight")) else tensor for name, tensor in shared.state_dict().items()}
+               if name.endswith(("k_proj.weight", "v_proj.weight")) else tensor
+               for name, tensor in shared.state_dict().items()}
     apart = CausalLM(apart.architecture).requires_grad_(False)
     apart.load_state_dict(weights)
     for length in (1, 7, 8, 9):
