@@ -100,7 +100,10 @@ def evaluate(args: argparse.Namespace) -> int:
     names = args.split.split(",") if args.split else default
     splits = {name: load_split(cfg.task, name) for name in names}
     out = args.out or Path(cfg.run.out) / "eval"
-    out.mkdir(parents=True, exist_ok=True)                  # better now than when all is computed
+    try:
+        out.mkdir(parents=True, exist_ok=True)              # better now than when all is computed
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be written to: {error.strerror}") from None
     rows = evaluate_file(cfg, splits, sqls) if args.predictions else evaluate_model(cfg, splits)
     write(out, rows, splits)
     return 0
@@ -120,6 +123,9 @@ def main() -> int:
     instead.add_argument("--merge", type=Path, metavar="DIR", help="evaluate nothing: write model and adapter there as one")
     parser.add_argument("--database", metavar="NAME", help="the database it is asked of; default that of evaluation.split")
     args = parser.parse_args()
+    for name in ("adapter", "split"):                       # as from a variable of the shell that is not set
+        if getattr(args, name) == "":
+            parser.error(f"argument --{name}: expected one argument")
     chosen = "--ask" if args.ask is not None else "--merge" if args.merge else None
     excluded = [name for name in ("predictions", "split", "out") if getattr(args, name)]
     if chosen and excluded:

@@ -10,7 +10,7 @@ import torch
 
 from minigrpo import config
 from minigrpo.assemble import Data, load_data, open_judge
-from minigrpo.metrics import harmless, labelled, say, table
+from minigrpo.metrics import labelled, say, table, verbatim
 from minigrpo.plan import Load, Plan, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import Architecture, read_architecture
 from minigrpo.policy.hub import find_model
@@ -57,7 +57,7 @@ def dry_run(cfg: config.Config) -> int:
                              f"{architecture.max_positions}"),
         "", show_memory(plan, program, total_memory(device)),
         "", *_show_time(cfg, plan, architecture, data, load, device, dtype),
-        "", f"  the prompt of {data.known[0].id}:", *(f"    {harmless(line)}" for line in prompt.split("\n"))]))
+        "", f"  the prompt of {data.known[0].id}:", *verbatim(prompt)]))
     return 0
 
 

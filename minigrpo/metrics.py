@@ -97,15 +97,21 @@ def printable(text: str) -> str:
     >>> printable("two\\n lines \\x1b[2J")
     'two lines \ufffd[2J'
     """
-    return harmless(" ".join(text.split()))
+    return _tame(" ".join(text.split()))
 
 
-def harmless(line: str) -> str:
-    """A line to the letter, its spaces too, but for control characters: each is shown as U+FFFD.
+def verbatim(text: str) -> list[str]:
+    """``text`` in its own lines and with its own spaces, none of it a command to a terminal; what is wider than the console
+    goes on in a line that stands further in.
 
-    >>> harmless("  id INT\\x1b[2J")
-    '  id INT\ufffd[2J'
+    >>> verbatim("  id INT,\\n)\\n")
+    ['      id INT,', '    )', '    ']
     """
+    wrap = textwrap.TextWrapper(WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8, drop_whitespace=False)
+    return [shown for line in text.split("\n") for shown in wrap.wrap(_tame(line)) or [" " * 4]]
+
+
+def _tame(line: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in line)
 
 

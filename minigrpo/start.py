@@ -76,6 +76,10 @@ def _made(cfg: config.Config) -> tuple[str, str]:
     for made, given in ((base, cfg.model.path), (adapter, cfg.model.adapter)):
         if made != given and not Path(made).is_dir():
             raise ValueError(f"{made} is not there yet: train.py makes what this config starts from")
+    record = Path(cfg.run.out) / "config.toml"
+    if base != untaught(cfg) and record.is_file() and (then := config.load_config(record).model.path) != cfg.model.path:
+        raise ValueError(f"model.path: {base} was made from {then}, not from {cfg.model.path}; with warmup.source = \"\" that "
+                         f"would be taken as it is")
     return base, adapter
 
 

@@ -57,12 +57,13 @@ def test_the_first_prompt_is_shown_to_the_letter(dry, small_toml):
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
         prompt = judge.prompt(data.known[0])
     _, shown = dry().out.split(f"  the prompt of {data.known[0].id}:\n")
-    assert "\n".join(line.removeprefix("    ") for line in shown.split("\n")).rstrip() == prompt.rstrip()
+    assert shown.split() == prompt.split()                              # all of it, in its order
+    lines = shown.split("\n")
+    assert all(f"    {line}" in lines for line in prompt.split("\n") if len(line) <= 75)        # as they are; wider ones go on
 
 
-def test_all_but_the_prompt_fits_eighty_columns(dry):
-    head, _ = dry().out.split("  the prompt of ")
-    assert max(map(len, head.splitlines())) <= 80
+def test_all_of_it_fits_eighty_columns(dry):
+    assert max(map(len, dry().out.splitlines())) <= 80
 
 
 def test_what_does_not_fit_is_said_within_eighty_columns():

@@ -2,7 +2,7 @@
 
 import json
 
-from minigrpo.metrics import Clock, JsonLines
+from minigrpo.metrics import Clock, JsonLines, verbatim
 
 
 def test_a_phase_entered_twice_adds_up_and_is_counted_when_it_fails():
@@ -31,3 +31,13 @@ def test_records_are_cut_back_to_a_step_and_a_torn_line_goes(tmp_path):
     again.write({"step": 2})
     again.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_verbatim_text_keeps_its_spaces_stays_within_80_columns_and_commands_no_terminal():
+    """Four spaces in front of each line, eight where one goes on: with them taken away and the pieces put together, every line
+    is as it was, but for the escape character."""
+    lines = ["  id INT, -- e.g. 1,  2", "", "x " * 60, "y" * 200, "\x1b[2J"]
+    shown = verbatim("\n".join(lines))
+    assert max(map(len, shown)) < 80
+    text = "".join(line.replace(" " * 8, "", 1) if line.startswith(" " * 8) else "\n" + line[4:] for line in shown)
+    assert text == "\n" + "\n".join(lines).replace("\x1b", "\ufffd")

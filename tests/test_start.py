@@ -153,6 +153,17 @@ def test_what_train_has_not_made_yet_is_said(config, tmp_path):
     load_start(config())
 
 
+def test_another_model_than_the_one_that_was_warmed_up_is_not_taken_for_it(config, tmp_path):
+    """As when a merged model is evaluated with the config of the run that it came from: the run's base would be read."""
+    cfg = config(*FULL)
+    with open_folder(cfg, resume=False):
+        make(cfg)
+    load_start(cfg)
+    assert refusal(load_start, config(*FULL, "model.path=merged")) == (
+        f"model.path: {tmp_path}/run/base was made from new, not from merged; with warmup.source = \"\" that would be taken "
+        f"as it is")
+
+
 def test_an_adapter_is_for_the_base_it_was_trained_on_warmed_up_or_not_wherever_that_is(config, tmp_path):
     """A new model, and the same after a warm-up of all its weights: one architecture, two bases."""
     make(config(*FULL))
