@@ -56,7 +56,9 @@ def test_the_first_prompt_is_shown_to_the_letter(dry, small_toml):
     data = load_data(cfg)
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
         prompt = judge.prompt(data.known[0])
-    _, shown = dry().out.split(f"  the prompt of {data.known[0].id}:\n")
+    ended = dry()
+    assert ended.status == 0, ended.err
+    _, shown = ended.out.split(f"  the prompt of {data.known[0].id}:\n")
     assert "\n".join(line.removeprefix("    ") for line in shown.split("\n")).rstrip() == prompt.rstrip()
 
 
@@ -154,8 +156,10 @@ def test_a_warm_up_without_gold_sql_is_refused(dry, shop, tmp_path):
     folder = Path(shutil.copytree(shop, tmp_path / "shop"))
     for file in folder.glob("*.jsonl"):
         records = [json.loads(line) for line in file.read_text().splitlines()]
-        file.write_text("".join(json.dumps({k: v for k, v in record.items() if k != "gold_sql"}) + "\n" for record in records))
-    assert "has no gold SQL for the split train" in refusal(dry("task.kind=jsonl", f"task.path={folder}", "warmup.source=jsonl"))
+        bare = [{key: value for key, value in record.items() if key != "gold_sql"} for record in records]
+        file.write_text("".join(json.dumps(record) + "\n" for record in bare))
+    ended = dry("task.kind=jsonl", f"task.path={folder}", "warmup.source=jsonl")
+    assert "has no gold SQL for the split train" in refusal(ended)
 
 
 def test_a_dry_run_of_a_resumed_run_is_no_mode(cli, train_recipe):
