@@ -106,7 +106,8 @@ def show_memory(plan: Plan, program: int, total: int) -> str:
     verdict = f"  {most / GB:.2f} GB at its height, of {total / GB:.0f} that are here: {fits}."
     if program:
         verdict += (f"\n  {program / GB:.2f} GB of them is the program. The C library may hold up to half as much"
-                    "\n  again in gaps between tensors; with MALLOC_MMAP_THRESHOLD_=1000000 set it does\n  not, and is slower.")
+                    "\n  again in gaps between tensors; with MALLOC_MMAP_THRESHOLD_=1000000 set"
+                    "\n  it does not, but is slower.")
     return f"{table(rows)}\n{verdict}"
 
 
