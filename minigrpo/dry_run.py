@@ -99,14 +99,15 @@ def show_memory(plan: Plan, program: int, total: int) -> str:
     def line(name: str, *sizes: int) -> list[str]:
         return [f"  {name}", *(f"{size / GB:.2f}" for size in sizes)]
 
-    rows = [["  memory at most, in GB", "weights, adapters, state", "caches, activations", "together"],
+    rows = [["  memory in GB", "weights, adapters, state", "caches, activations", "together"],
             *(line(name, phase.kept, phase.work, phase.peak + program) for name, phase in plan.phases.items())]
     most = plan.peak + program
     fits = "it fits" if most <= total else "lower grpo.micro_batch_tokens,\n  grpo.questions or evaluation.batch"
-    verdict = f"  {most / GB:.2f} GB at its height, of {total / GB:.0f} that are here: {fits}."
+    verdict = f"  {most / GB:.2f} GB where all are of full length, of {total / GB:.0f} that are here: {fits}."
     if program:
-        verdict += (f"\n  {program / GB:.2f} GB of them is the program. The C library may hold up to half as much again"
-                    f"\n  in gaps between tensors; with MALLOC_MMAP_THRESHOLD_=1000000 set it does not, and\n  is slower.")
+        verdict += (f"\n  {program / GB:.2f} GB of them is the program. The C library may hold up to half as much"
+                    "\n  again in gaps between tensors; with MALLOC_MMAP_THRESHOLD_=1000000 set"
+                    "\n  it does not, but is slower.")
     return f"{table(rows)}\n{verdict}"
 
 

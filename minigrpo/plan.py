@@ -1,8 +1,8 @@
 """What a config will need, before anything is computed: parameters, memory by phase, seconds. Knows no SQL.
 
 Memory is not a formula: the step's own code runs on tensors that have shapes and no storage (PyTorch's fake tensors), and
-the bytes that would be alive are counted. The longest prompt and completions of ``max_new_tokens`` are assumed throughout,
-so it is what may be needed, not what a lucky batch takes.
+the bytes that would be alive are counted. Every prompt is taken to be as long as the longest and every completion to have
+``max_new_tokens``: real ones are shorter and mostly take less (where shorter trees fill a micro-batch better, a little more).
 """
 
 import time

@@ -56,10 +56,15 @@ def test_the_first_prompt_is_shown_to_the_letter(dry, small_toml):
     data = load_data(cfg)
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
         prompt = judge.prompt(data.known[0])
-    _, shown = dry().out.split(f"  the prompt of {data.known[0].id}:\n")
+    ended = dry()
+    assert ended.status == 0, ended.err
+    _, shown = ended.out.split(f"  the prompt of {data.known[0].id}:
+")
     assert shown.split() == prompt.split()                              # all of it, in its order
-    lines = shown.split("\n")
-    assert all(f"    {line}" in lines for line in prompt.split("\n") if len(line) <= 75)        # as they are; wider ones go on
+    lines = shown.split("
+")
+    assert all(f"    {line}" in lines for line in prompt.split("
+") if len(line) <= 75)        # as they are; wider ones go on
 
 
 def test_all_of_it_fits_eighty_columns(dry):
@@ -69,7 +74,7 @@ def test_all_of_it_fits_eighty_columns(dry):
 def test_what_does_not_fit_is_said_within_eighty_columns():
     """999 GB are needed where 100 are."""
     shown = show_memory(Plan(1, 1, {"update": Phase(500 * 10**9, 498 * 10**9, 1)}, 1), 10**9, 100 * 10**9)
-    assert "999.00 GB at its height" in shown and "lower grpo.micro_batch_tokens" in shown and "it fits" not in shown
+    assert "999.00 GB where all are of full length" in shown and "lower grpo.micro_batch_tokens" in shown and "it fits" not in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
@@ -155,8 +160,10 @@ def test_a_warm_up_without_gold_sql_is_refused(dry, shop, tmp_path):
     folder = Path(shutil.copytree(shop, tmp_path / "shop"))
     for file in folder.glob("*.jsonl"):
         records = [json.loads(line) for line in file.read_text().splitlines()]
-        file.write_text("".join(json.dumps({k: v for k, v in record.items() if k != "gold_sql"}) + "\n" for record in records))
-    assert "has no gold SQL for the split train" in refusal(dry("task.kind=jsonl", f"task.path={folder}", "warmup.source=jsonl"))
+        bare = [{key: value for key, value in record.items() if key != "gold_sql"} for record in records]
+        file.write_text("".join(json.dumps(record) + "\n" for record in bare))
+    ended = dry("task.kind=jsonl", f"task.path={folder}", "warmup.source=jsonl")
+    assert "has no gold SQL for the split train" in refusal(ended)
 
 
 def test_a_dry_run_of_a_resumed_run_is_no_mode(cli, train_recipe):

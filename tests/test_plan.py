@@ -1,6 +1,7 @@
 """plan.py: what a config will need, against counts made by hand, by transformers, and by a process that really trains."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -51,7 +52,7 @@ def test_a_tensor_counts_its_bytes_and_a_view_of_it_nothing():
 
 def test_the_width_of_a_dtype_counts():
     with Alive() as alive:
-        kept = [torch.zeros(100, dtype=torch.bfloat16), torch.zeros(100, dtype=torch.int64), torch.zeros(100, dtype=torch.bool)]
+        kept = [torch.zeros(100, dtype=dtype) for dtype in (torch.bfloat16, torch.int64, torch.bool)]
     assert alive.now == 200 + 800 + 100
     assert len(kept) == 3
 
@@ -96,9 +97,7 @@ def test_an_untied_head_is_counted(usual):
     assert plan(tie_word_embeddings=False).parameters == TIED + 1000 * 64
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "tests/data/configs").glob("*/config.json")
-                                        if path.parent.name in ("codegemma-7b", "qwen2.5-coder-1.5b", "qwen3-0.6b",
-                                                                "smollm2-135m", "sqlcoder-7b-2")))
+@pytest.mark.parametrize("name", ["codegemma-7b", "qwen2.5-coder-1.5b", "qwen3-0.6b", "smollm2-135m", "sqlcoder-7b-2"])
 def test_parameters_of_published_models_equal_those_of_transformers(name):
     """Biases of Qwen2, head norms of Qwen3, Gemma's wide heads and tied head: whatever a family has."""
     transformers = pytest.importorskip("transformers")
@@ -359,7 +358,7 @@ print(before, highest())
 ], ids=["grouped heads", "large tied vocabulary in parts", "full warm-up in parts"])
 def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, overrides, tmp_path):
     """Weights, cache, activations, gradients and moments of a model of 30 to 70 million parameters on the CPU, completions at
-    full length: within 15 percent of the plan, with what the process held before."""
+    full length: within 15 percent of the plan, with what the process held before, where the C library keeps no gaps."""
     from minigrpo.policy.model import CausalLM, initialise
     from minigrpo.policy.weights import save_tensors
     architecture = read_architecture(shape)
@@ -372,7 +371,7 @@ def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, over
     planned = make_plan(cfg, architecture, Load(prompt, (prompt, 40)), rank=cfg.lora.rank, targets=cfg.lora.targets,
                         dtype=torch.float32)
     ended = subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path), str(prompt), *overrides], capture_output=True,
-                           text=True, cwd=ROOT, check=False)
+                           text=True, cwd=ROOT, check=False, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"})
     assert ended.returncode == 0, ended.stderr
     before, highest = map(int, ended.stdout.split())
     assert highest == pytest.approx(planned.peak + before, rel=0.15)
