@@ -102,7 +102,7 @@ def show_memory(plan: Plan, program: int, total: int) -> str:
     rows = [["  memory in GB", "weights, adapters, state", "caches, activations", "together"],
             *(line(name, phase.kept, phase.work, phase.peak + program) for name, phase in plan.phases.items())]
     most = plan.peak + program
-    fits = "it fits" if most <= total else "lower grpo.micro_batch_tokens,\n  grpo.questions or evaluation.batch"
+    fits = "it fits" if most <= total else "lower\n  grpo.micro_batch_tokens, grpo.questions or evaluation.batch"
     verdict = f"  {most / GB:.2f} GB where all are of full length, of {total / GB:.0f} that are here: {fits}."
     if program:
         verdict += (f"\n  {program / GB:.2f} GB of them is the program. The C library may hold up to half as much"
