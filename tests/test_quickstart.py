@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import minigrpo.warmup
+from minigrpo.assemble import load_split
 from minigrpo.config import load_config
 from minigrpo.policy.weights import load_tensors
 from minigrpo.run import checkpoints
@@ -213,16 +214,16 @@ def test_the_control_deals_the_answers_out_anew(train_recipe, run, whole, monkey
                         asked.extend(questions) or collect(questions, *args, **options))
     out = run("task.shuffle_answers=true", "evaluation.report=[]")
     assert (out / "base/model.safetensors").read_bytes() == (whole / "base/model.safetensors").read_bytes()
-    true = {question.id: question for question in train_recipe.load_split(load_config(QUICKSTART).task, "train")}
+    true = {question.id: question for question in load_split(load_config(QUICKSTART).task, "train")}
     assert [question.text for question in asked] == [true[question.id].text for question in asked]
     assert [question.answer for question in asked] != [true[question.id].answer for question in asked]
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize("overrides, sentence", [
-    (["task.kind=temptabqa", f"task.path={MINI}"], "warmup.source: athletes bring gold SQL for task.kind = \"athletes\" only; "
-                                                   "for this benchmark name a JSONL file"),
-    (["warmup.source=gold.jsonl"], "warmup.source: the made-up athletes bring their own gold SQL: \"athletes\", not gold.jsonl"),
+    (["task.kind=temptabqa", f"task.path={MINI}"], "warmup.source: gold SQL for task.kind = \"temptabqa\" comes "
+                                                   "from a JSONL file, got \"athletes\""),
+    (["warmup.source=gold.jsonl"], "warmup.source: gold SQL for task.kind = \"athletes\" comes from \"athletes\", got \"gold.jsonl\""),
     (["task.kind=temptabqa", f"task.path={MINI}", "warmup.source=nowhere.jsonl"], "there is no file of gold SQL nowhere.jsonl"),
     (["warmup.examples=5000"], "warmup.examples: 5000 were asked for, athletes has gold SQL for 1670 questions of the split train"),
     (["model.adapter=x"], "model.adapter: a warm-up makes its own start; take one of model.adapter and warmup.source"),
@@ -245,7 +246,7 @@ def test_a_source_without_gold_sql(train_recipe, cli, tmp_path):
     source.write_text('{"split": "train", "index": 0, "sql": "SELECT 1", "answerable": false}\n'
                       '{"split": "dev", "index": 0, "sql": "SELECT 1", "answerable": true}\n')
     ended = cli(train_recipe, f"--set=run.out={tmp_path / 'run'}", "--set=task.kind=temptabqa", f"--set=task.path={MINI}",
-                f"--set=warmup.source={source}", config=QUICKSTART)
+                f"--set=warmup.source={source}", "--set=evaluation.report=[]", config=QUICKSTART)
     assert (ended.status, ended.err) == (1, f"train.py: warmup.source: {source} has no gold SQL for the split train\n")
 
 
