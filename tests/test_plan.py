@@ -307,7 +307,9 @@ use_threads(1)
 from minigrpo.batch import make_batch
 from minigrpo.config import load_config
 from minigrpo.metrics import Clock
+from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.lora import add_lora
+from minigrpo.policy.model import CausalLM, initialise
 from minigrpo.policy.search import beam_search
 from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.weights import load_model
@@ -321,17 +323,19 @@ def highest():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 folder, prompt, *overrides = sys.argv[1:]
-cfg, before = load_config("/dev/null", overrides), highest()
-model = load_model(folder, dtype=torch.float32, device="cpu")
-Q, K, C, V = cfg.grpo.questions, cfg.generation.completions, cfg.generation.max_new_tokens, model.architecture.vocabulary
-draws = torch.Generator().manual_seed(0)
-prompts = torch.randint(V, (Q, int(prompt)), generator=draws).tolist()
-if cfg.warmup.source:
-    optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters())
-    examples = [(ids, torch.randint(V, (C,), generator=draws).tolist()) for ids in prompts]
-    for step in range(2):
-        supervised_update(model, optimizer, examples, micro_batch_tokens=cfg.grpo.micro_batch_tokens, max_grad_norm=1.0)
-else:
+cfg = load_config("/dev/null", overrides)
+Q, K, C = cfg.grpo.questions, cfg.generation.completions, cfg.generation.max_new_tokens
+
+
+def two_steps(model, length):
+    V, draws = model.architecture.vocabulary, torch.Generator().manual_seed(0)
+    prompts = torch.randint(V, (Q, length), generator=draws).tolist()
+    if cfg.warmup.source:
+        optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters())
+        examples = [(ids, torch.randint(V, (C,), generator=draws).tolist()) for ids in prompts]
+        for step in range(2):
+            supervised_update(model, optimizer, examples, micro_batch_tokens=cfg.grpo.micro_batch_tokens, max_grad_norm=1.0)
+        return
     add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, generator=draws)
     optimizer = make_optimizer(model, cfg.grpo)
     never = Stopping(torch.zeros(2, V, dtype=torch.long), torch.zeros(2, V, dtype=torch.bool))
@@ -344,6 +348,15 @@ else:
         batch = make_batch(groups, model, cfg.grpo, temperature=1.0, clock=Clock())
         report = update(model, optimizer, batch, cfg.grpo, length=C, clock=Clock())
         assert not report["skipped"]
+
+
+# A rehearsal on next to nothing: the libraries' own code and buffers come into memory with their first use.
+tiny = CausalLM(read_architecture({"model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}))
+initialise(tiny, torch.Generator().manual_seed(0))
+two_steps(tiny, 8)
+before = highest()
+two_steps(load_model(folder, dtype=torch.float32, device="cpu"), int(prompt))
 print(before, highest())
 """
 
