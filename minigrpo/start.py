@@ -105,8 +105,9 @@ def merge_start(cfg: config.Config, out: Path) -> None:
 
 def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:
     device = choose_device(cfg.model.device)
-    policy = load_policy(base, dtype=dtype or choose_dtype(cfg.model.dtype, device), device=device,
-                         stop_strings=cfg.generation.stop_strings, stop_ids=turn_end(cfg, find_model(base)))
+    folder = find_model(base)                               # once: a hub id is looked up over the network
+    policy = load_policy(folder, dtype=dtype or choose_dtype(cfg.model.dtype, device), device=device,
+                         stop_strings=cfg.generation.stop_strings, stop_ids=turn_end(cfg, folder))
     if adapters:
         add_lora(policy.model, **adapter_facts(cfg), generator=generator(cfg.run.seed, 0, "adapters"))
     return policy
