@@ -5,8 +5,7 @@ Each worker slot has its own copy of every database it is asked for, or its own 
 immutable: queries run side by side and none sees another.
 Guards: `query_only`; an authorizer that permits reads of our tables and a list of functions; a clock; caps on lengths.
 One C function on long strings cannot be interrupted, so strings are short (`CELL_BYTES`) and calls few (`MAX_CALLS`).
-SQLite copies a CTE at each mention while it compiles, 2ⁿ copies for n that double, before any guard of its own acts:
-`expansions` bounds that from the text. Sorts spill to unlinked temporary files, so memory stays flat.
+What only the text shows, sqlite_text.py sees. Sorts spill to unlinked temporary files, so memory stays flat.
 
 Text is compared as there, exactly but for trailing spaces (RTRIM). Known differences from MariaDB, so error rates are
 not comparable: table names ignore case; 7 / 2 is 3; || joins text; "x" is text only if no column is called x; YEAR, IF,
@@ -26,13 +25,13 @@ from threading import Lock
 from typing import Callable, Iterable, Mapping
 
 from minigrpo.task.database import DatabaseError, Execution, Status, Tables, create_table
-from minigrpo.task.guard import BLANK, MAX_SQL, Caps, objection
+from minigrpo.task.guard import BLANK, MAX_SQL, Caps
 from minigrpo.task.introspect import SQLITE, read_tables
 from minigrpo.task.questions import unknown
+from minigrpo.task.sqlite_text import named_twice, text_objection
 
 CELL_BYTES = 32_768         # of one value or one stored row: what a C function can be given
 MAX_CALLS = 100             # of functions and LIKEs in a statement
-MAX_EXPANSIONS = 256        # of common table expressions
 STEPS_PER_LOOK = 1_000      # of SQLite's virtual machine, between two looks at the clock
 
 LIMITS = {
@@ -112,8 +111,10 @@ class SQLite:
             raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._sources))}")
         if sql is None or not sql.strip(BLANK):
             return Execution("no_sql")
-        if reason := _objection(sql):
+        if reason := text_objection(sql):
             return Execution("refused", error=reason)
+        if name := named_twice(sql):
+            return Execution("other", error=f"Not unique table/alias: {name!r}")
         slot = self._slots.get()
         try:
             if self._closed:
@@ -197,32 +198,6 @@ def _status(error: sqlite3.Error) -> Status:
         raise DatabaseError(f"SQLite failed: {error} ({error.sqlite_errorname})") from error
     by_message = (status for start, status in MESSAGES if re.match(start, str(error), re.S))
     return CODES[code] if code in CODES else next(by_message, "other")
-
-
-# ------------------------------------------------------------------------------------------------- before it is run
-QUOTED = r"""'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z)|\[[^]]*(?:]|\Z)"""
-TOKEN = re.compile(rf"""(?:'[^']*'|"[^"]*"|`[^`]*`)+|{QUOTED}|[\w$\x80-\U0010ffff]+|\S""")      # "a""b" is one name
-DEFINITION = re.compile(r"(\S+) (?:\( [^()]*\) )?as (?:not )?(?:materialized )?\( ")
-
-
-def _objection(sql: str) -> str:
-    """``guard.objection``, and the bound on WITH tables."""
-    if reason := objection(sql, re.compile(QUOTED)):
-        return reason
-    too_many = "with" in sql.lower() and expansions(sql) > MAX_EXPANSIONS
-    return f"more than {MAX_EXPANSIONS} expansions of its WITH tables" if too_many else ""
-
-
-def expansions(sql: str) -> int:
-    """A bound on the copies of a common table expression: the product, over all, of the mentions of their names.
-
-    >>> expansions("WITH a AS (SELECT 1), b AS (SELECT * FROM a, a x), c AS (SELECT * FROM b, b y) SELECT * FROM c")
-    4
-    """
-    words = [token if token.isascii() and len(token) == 1 else re.sub(r"\W+", "_", token.strip("'\"`[]")) or "_"
-             for token in TOKEN.findall(sql.lower())]
-    named = [word for word, after in zip(words, words[1:] + [""]) if after != "."]         # a.x does not copy a
-    return math.prod(max(1, named.count(name) - 1) for name in DEFINITION.findall(" ".join(words) + " "))
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

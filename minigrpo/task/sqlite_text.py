@@ -1,0 +1,59 @@
+"""What SQLite does not refuse by itself, seen in the text of a query: too many copies of a WITH table, two tables of one name."""
+
+import math
+import re
+
+from minigrpo.task.guard import objection
+
+MAX_EXPANSIONS = 256        # of common table expressions
+
+QUOTED = r"""'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z)|\[[^]]*(?:]|\Z)"""
+TOKEN = re.compile(rf"""(?:'[^']*'|"[^"]*"|`[^`]*`)+|{QUOTED}|[\w$\x80-\U0010ffff]+|\S""")      # "a""b" is one name
+DEFINITION = re.compile(r"(\S+) (?:\( [^()]*\) )?as (?:not )?(?:materialized )?\( ")
+FROM = re.compile(r"\bfrom (.+?) (?=(?:where|group|having|order|limit|union|except|intersect|window) |$)", re.I)
+NEXT = re.compile(r" (?:,|join) ", re.I)
+SOURCE = re.compile(r"(?:\w+ \. )?([?\w]+)(?: as)?(?: (?!(?:on|using|inner|left|right|full|cross|natural)\b)(\w+))?", re.I)
+
+
+def text_objection(sql: str) -> str:
+    """``guard.objection``, and the bound on WITH tables."""
+    if reason := objection(sql, re.compile(QUOTED)):
+        return reason
+    too_many = "with" in sql.lower() and expansions(sql) > MAX_EXPANSIONS
+    return f"more than {MAX_EXPANSIONS} expansions of its WITH tables" if too_many else ""
+
+
+def expansions(sql: str) -> int:
+    """A bound on the copies of a common table expression: the product, over all, of the mentions of their names. SQLite makes
+    them while it compiles, 2ⁿ for n that double, before any guard of its own acts.
+
+    >>> expansions("WITH a AS (SELECT 1), b AS (SELECT * FROM a, a x), c AS (SELECT * FROM b, b y) SELECT * FROM c")
+    4
+    """
+    words = _words(sql.lower())
+    named = [word for word, after in zip(words, words[1:] + [""]) if after != "."]         # a.x does not copy a
+    return math.prod(max(1, named.count(name) - 1) for name in DEFINITION.findall(" ".join(words) + " "))
+
+
+def named_twice(sql: str) -> str:
+    """The name that two tables of one FROM bear, or "". MariaDB refuses it; SQLite reads every column from the first of them.
+
+    >>> named_twice("SELECT * FROM Medal JOIN Athlete ON 1 = 1 JOIN Medal ON 2 = 2"), named_twice("SELECT * FROM Medal, Medal m")
+    ('Medal', '')
+    """
+    text = f"( {' '.join(_words(sql))} "
+    while "(" in text:
+        text, _, inner = text.rpartition("(")               # the last to open: nothing is nested in it any more
+        inner, _, rest = inner.partition(")")
+        for tables in FROM.findall(f"{inner.strip()} "):
+            named = [(source[1] == "?", source[2] or source[1]) for source in map(SOURCE.match, NEXT.split(tables)) if source]
+            if twice := [name for a_subquery, name in named if named.count((a_subquery, name)) > 1 and name != "?"]:
+                return twice[0]
+        text += f"?{rest}"                                  # a subquery, which may bear a table's name; or a join in brackets
+    return ""
+
+
+def _words(sql: str) -> list[str]:
+    """Words and signs; what is quoted becomes a word."""
+    return [token if token.isascii() and len(token) == 1 else re.sub(r"\W+", "_", token.strip("'\"`[]")) or "_"
+            for token in TOKEN.findall(sql)]
