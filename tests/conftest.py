@@ -22,12 +22,30 @@ from minigrpo.policy.model import CausalLM
 from minigrpo.policy.weights import save_tensors
 from minigrpo.task.mariadb import open_private
 
+from .parity import ROWS, Parity, table
+
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests/data/temptabqa_mini"
 SHOP = ROOT / "tests/data/shop"
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 1024,
           "tie_word_embeddings": True, "eos_token_id": 0}
+
+
+# ------------------------------------------------------------------------------------------------------------ parity
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = {}
+
+
+@pytest.fixture(scope="session")
+def parity(request) -> Parity:
+    return Parity(request.config.stash[ROWS])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[ROWS]:
+        terminalreporter.section("parity")
+        terminalreporter.write_line(table(config.stash[ROWS]))
 
 
 def write_folder(folder: Path, *, model: CausalLM, config: dict, tokenizer: Rust) -> Path:
