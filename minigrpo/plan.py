@@ -21,9 +21,10 @@ from minigrpo import config
 from minigrpo.batch import pack
 from minigrpo.policy.architecture import Architecture
 from minigrpo.policy.logprobs import logprobs_at
-from minigrpo.policy.lora import add_lora, adapter_parameters, freeze_reference
+from minigrpo.policy.lora import Rounded, add_lora, adapter_parameters, freeze_reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.search import GrowingTree, Hypotheses, beam_step, draw, log_softmax
+from minigrpo.policy.search import STRETCH, Beams, Draws, GrowingTree
+from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.tree import Prompts
 from minigrpo.runtime import settle
 
@@ -131,20 +132,15 @@ def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: in
     """Prompts, and the last token: by then all slots of the cache are in use. The optimiser's state lies beside it from the
     second step on."""
     kept = alive.peak = alive.now
-    with torch.no_grad():
-        tree = GrowingTree(model, _prompts(Q, P), K, C)
-        held, open_Q1 = [Hypotheses.empty(Q, K, C, model.device) for _ in range(2)], torch.ones(Q, 1, dtype=torch.bool)
-        tree.prefill()
-        tree.cache.start, calls = P + K * (C - 1), alive.calls
-        tokens_QK = torch.zeros(Q, K, dtype=torch.long)
-        logp_QKV = log_softmax(tree.grow(tokens_QK, tokens_QK))
-        if method == "beam":
-            beam_step(*held, open_Q1, logp_QKV, torch.zeros_like(logp_QKV, dtype=torch.bool), C - 1, last=True,
-                      length_penalty=1.0, early_stopping=False)
-        elif method == "sample":
-            draw(logp_QKV, None)
-        else:
-            logp_QKV.argmax(dim=-1)
+    tables = (torch.zeros(1, model.architecture.vocabulary, dtype=dtype) for dtype in (torch.long, torch.bool))
+    with torch.no_grad(), Rounded(model):
+        tree = GrowingTree(model, Q, -(-P // STRETCH) * STRETCH, K, C)
+        search = (Beams(tree, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
+                  Draws(tree, C, Stopping(*tables), temperature=float(method == "sample"), top_k=0, top_p=1.0))
+        search.begin(_prompts(Q, P), None)
+        tree.reach(C - 1)
+        calls = alive.calls
+        search.step()
     return Phase(kept + STATE * 4 * trained, alive.peak - kept, alive.calls - calls)
 
 

@@ -46,11 +46,11 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
             weighted = {name: metrics[name] * share for name in ("ratio_drift", "clip_ratio")}
             for name, value in {"loss": loss.detach(), **metrics, **weighted}.items():
                 sums[name] = sums[name] + value
-            gaps.append((old_logp_BC - part.generation_logp_BC).abs()[part.mask_BC])
-        gap_T = torch.cat([*gaps, torch.zeros(1, device=model.device)])         # the zero: a batch without a token has no gap
+            gap_BC = (old_logp_BC - part.generation_logp_BC).abs().where(part.mask_BC, 0.0)
+            gaps.append((gap_BC.sum() / tokens, gap_BC.max()))
         report = {name: value.item() for name, value in sums.items()}
         return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(optimizer, grpo.max_grad_norm),
-                "logp_gap_mean": (gap_T.sum() / tokens).item(), "logp_gap_max": gap_T.max().item()}
+                "logp_gap_mean": sum(mean.item() for mean, _ in gaps), "logp_gap_max": max(most.item() for _, most in gaps)}
 
 
 def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer,

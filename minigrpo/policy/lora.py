@@ -36,11 +36,7 @@ class LoRALinear(nn.Module):
         self.start: tuple[Tensor, Tensor] | None = None         # what reference() switches to; None: the base alone
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.base(x)
-        if self.active is None:
-            return out
-        A, B = self.active
-        return out + F.linear(F.linear(x, A.to(x.dtype)) * self.scaling, B.to(x.dtype))
+        return project(x, self)[0]
 
     def merged(self) -> nn.Linear:
         """A new ``nn.Linear`` with W + scaling · B A, added in float32 and rounded once. The base stays as it is."""
@@ -48,6 +44,54 @@ class LoRALinear(nn.Module):
         delta = self.lora_B.detach() @ self.lora_A.detach() * self.scaling
         linear.weight.data = (self.base.weight.to(delta.dtype) + delta).to(self.base.weight.dtype)
         return linear
+
+
+def project(x: Tensor, *layers: nn.Linear | LoRALinear) -> list[Tensor]:
+    """[layer(x) for each layer]; adapters that are in use share their first product."""
+    bases = [getattr(layer, "base", layer) for layer in layers]
+    pairs = [getattr(layer, "active", None) for layer in layers]
+    if None in pairs:
+        return [F.linear(x, base.weight, base.bias) if pair is None else project(x, layer)[0]
+                for layer, base, pair in zip(layers, bases, pairs)]
+    rows, (As, Bs) = x.reshape(-1, x.shape[-1]), zip(*pairs)
+    outs = Adapted.apply(rows, [base.weight for base in bases], [base.bias for base in bases],
+                         [layer.scaling for layer in layers], *As, *Bs)
+    return [out.view(*x.shape[:-1], -1) for out in outs]
+
+
+class Adapted(torch.autograd.Function):
+    """Frozen linear layers of one input, each with an adapter: x Wᵢᵀ + sᵢ (x Aᵢᵀ) Bᵢᵀ.
+
+    Every sum is taken inside a matrix product, in its accumulator: none costs a pass of its own over memory, or a rounding.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, Ws: list[Tensor], biases: list[Tensor | None],
+                scalings: list[float], *pairs: Tensor) -> tuple[Tensor, ...]:
+        As, Bs = ([half.to(x.dtype) for half in halves] for halves in (pairs[:len(Ws)], pairs[len(Ws):]))
+        A = As[0] if len(As) == 1 else torch.cat(As)
+        low = x @ A.T
+        ctx.Ws, ctx.scalings, ctx.dtypes = Ws, scalings, [half.dtype for half in pairs]
+        ctx.save_for_backward(x, A, low, *Bs)
+        lows = low.split([len(A) for A in As], dim=1)
+        return tuple(F.linear(x, W, bias).addmm_(low, B.T, alpha=scaling)
+                     for W, bias, low, B, scaling in zip(Ws, biases, lows, Bs, scalings))
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, low, *Bs = ctx.saved_tensors
+        ranks = [B.shape[1] for B in Bs]
+        scaled = [scaling * B for scaling, B in zip(ctx.scalings, Bs)]
+        grad_low = torch.cat([grad @ B for grad, B in zip(grads, scaled)], dim=1)
+        grad_As = (grad_low.T @ x).split(ranks)
+        grad_Bs = [scaling * (grad.T @ part) for scaling, grad, part in zip(ctx.scalings, grads, low.split(ranks, dim=1))]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_low @ A
+            for grad, W in zip(grads, ctx.Ws):
+                grad_x.addmm_(grad, W)
+        halves = (grad.to(dtype) for grad, dtype in zip((*grad_As, *grad_Bs), ctx.dtypes))
+        return grad_x, None, None, None, *halves
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] = TARGETS, rank_stabilised: bool = False,
@@ -79,6 +123,11 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             for half in ("lora_A", "lora_B")}
 
 
+def active_tensors(model: nn.Module) -> list[Tensor]:
+    """The adapters' weights that a pass would read now: theirs, the start policy's, or none."""
+    return [tensor for layer in adapters(model).values() for tensor in layer.active or ()]
+
+
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All but the adapters' own parameters, by the names that they have in a model without adapters."""
     added = adapter_parameters(model)
@@ -101,6 +150,27 @@ def reference(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer, active in before.items():
+            layer.active = active
+
+
+class Rounded:
+    """The adapters in use in the base's dtype, for many small passes. The copies stay where they are, so that a recorded pass
+    can read them; entering the context brings them up to date."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.before = {layer: layer.active for layer in adapters(model).values() if layer.active is not None}
+        self.copies = {layer: (A.to(layer.base.weight.dtype), B.to(layer.base.weight.dtype))
+                       for layer, (A, B) in self.before.items()}
+
+    def __enter__(self) -> None:
+        for layer, active in self.before.items():
+            for copy_, source in zip(self.copies[layer], active):
+                if copy_ is not source:                     # a float32 model's adapters are in its dtype already
+                    copy_.copy_(source)
+            layer.active = self.copies[layer]
+
+    def __exit__(self, *_: object) -> None:
+        for layer, active in self.before.items():
             layer.active = active
 
 

@@ -8,9 +8,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minigrpo.policy.architecture import Architecture, RopeScaling
-from minigrpo.policy.tree import KVCache, within_window
+from minigrpo.policy.lora import project
+from minigrpo.policy.tree import KVCache, LayerCache, within_window
 from minigrpo.shapes import check
 
 
@@ -20,6 +22,7 @@ class CausalLM(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.kept: object = None                # search.py's: buffers and recorded steps of the last search
         self.model = Decoder(architecture)
         if not architecture.tied:
             self.lm_head = nn.Linear(architecture.width, architecture.vocabulary, bias=False)
@@ -28,17 +31,17 @@ class CausalLM(nn.Module):
                 cache: KVCache | None = None) -> Tensor:
         """hidden_QTD after the final norm.
 
-        Defaults are plain causal: positions follow the ``cache``'s start, and each token sees all before it and itself.
-        Every row of ``visible_QTS`` must see something; S counts the cache's slots up to and including this call's.
+        Defaults are plain causal: positions are the ``cache``'s slots, and each token sees all before it and itself.
+        Every row of ``visible_QTS`` must see something; S is T, or the cache's ``stop``.
         """
-        (Q, T), start = ids_QT.shape, cache.start if cache else 0
+        (Q, T), S = ids_QT.shape, cache.stop if cache else ids_QT.shape[1]
         if positions_QT is None:
-            positions_QT = torch.arange(start, start + T, device=ids_QT.device).expand(Q, T)
+            positions_QT = (cache.slots_T if cache else torch.arange(T, device=ids_QT.device)).expand(Q, T)
         if visible_QTS is None:
-            positions_QS = torch.arange(start + T, device=ids_QT.device).expand(Q, start + T)
+            positions_QS = torch.arange(S, device=ids_QT.device).expand(Q, S)
             visible_QTS = positions_QT[:, :, None] >= positions_QS[:, None, :]
             visible_QTS = within_window(visible_QTS, positions_QT, positions_QS, self.architecture.window)
-        check(ids_QT=ids_QT, positions_QT=positions_QT, visible_QTS=visible_QTS, S=start + T)
+        check(ids_QT=ids_QT, positions_QT=positions_QT, visible_QTS=visible_QTS, S=S)
         return self.model(ids_QT, positions_QT, visible_QTS, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -70,8 +73,9 @@ class Decoder(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.checkpointing = False              # keep each layer's input alone and compute the rest again in the backward pass
         self.embed_tokens = nn.Embedding(architecture.vocabulary, architecture.width)
-        self.layers = nn.ModuleList(Layer(architecture, index) for index in range(architecture.layers))
+        self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.layers))
         self.norm = RMSNorm(architecture.width, architecture)
 
     def forward(self, ids_QT: Tensor, positions_QT: Tensor, visible_QTS: Tensor, cache: KVCache | None) -> Tensor:
@@ -80,8 +84,11 @@ class Decoder(nn.Module):
             x_QTD = x_QTD * torch.tensor(self.architecture.embedding_scale, dtype=x_QTD.dtype)
         rotary = rotary_angles(self.architecture, positions_QT, x_QTD.dtype)
         bias = attention_bias(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
-        for layer in self.layers:
-            x_QTD = layer(x_QTD, rotary, bias, cache)
+        for index, layer in enumerate(self.layers):
+            if self.checkpointing and torch.is_grad_enabled():
+                x_QTD = checkpoint(layer, x_QTD, rotary, bias, None, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_QTD = layer(x_QTD, rotary, bias, cache and cache.layer(index))
         return self.norm(x_QTD)
 
 
@@ -97,22 +104,22 @@ def attention_bias(visible_QTS: Tensor, sharing: int, dtype: torch.dtype) -> Ten
 
 
 class Layer(nn.Module):
-    def __init__(self, architecture: Architecture, index: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(architecture.width, architecture)
-        self.self_attn = Attention(architecture, index)
+        self.self_attn = Attention(architecture)
         self.post_attention_layernorm = RMSNorm(architecture.width, architecture)
         self.mlp = MLP(architecture)
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: LayerCache | None) -> Tensor:
         x_QTD = x_QTD + self.self_attn(self.input_layernorm(x_QTD), rotary, bias, cache)
         return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD))
 
 
 class Attention(nn.Module):
-    def __init__(self, architecture: Architecture, index: int) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.index, self.head_size = index, architecture.head_size
+        self.head_size = architecture.head_size
         D, N, M, H = architecture.width, architecture.heads, architecture.kv_heads, architecture.head_size
         self.q_proj = nn.Linear(D, N * H, bias=architecture.qkv_bias)
         self.k_proj = nn.Linear(D, M * H, bias=architecture.qkv_bias)
@@ -121,15 +128,15 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: LayerCache | None) -> Tensor:
         query_QTNH, key_QTMH, value_QTMH = (
-            projection(x_QTD).unflatten(-1, (-1, self.head_size))
-            for projection in (self.q_proj, self.k_proj, self.v_proj))
+            projected.unflatten(-1, (-1, self.head_size))
+            for projected in project(x_QTD, self.q_proj, self.k_proj, self.v_proj))
         query_QNTH = rotate(self.q_norm(query_QTNH), rotary).transpose(1, 2)
         key_QMSH = rotate(self.k_norm(key_QTMH), rotary).transpose(1, 2)
         value_QMSH = value_QTMH.transpose(1, 2)
         if cache is not None:
-            key_QMSH, value_QMSH = cache.write(self.index, key_QMSH, value_QMSH)
+            key_QMSH, value_QMSH = cache.write(key_QMSH, value_QMSH)
         # Heads that share keys become further rows of one query: the keys are read once for all of them, and any kernel can
         # do it (CUDA's own way of sharing takes no mask).
         out = F.scaled_dot_product_attention(query_QNTH.unflatten(1, (key_QMSH.shape[1], -1)).flatten(2, 3), key_QMSH,
@@ -151,7 +158,8 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[architecture.activation]
 
     def forward(self, x_QTD: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x_QTD)) * self.up_proj(x_QTD))
+        gate, up = project(x_QTD, self.gate_proj, self.up_proj)
+        return self.down_proj(self.activation(gate) * up)
 
 
 class RMSNorm(nn.Module):
@@ -169,14 +177,15 @@ class RMSNorm(nn.Module):
 
 # ------------------------------------------------------------------------------------------------- rotary positions
 def rotary_angles(architecture: Architecture, positions_QT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos_QTH and sin_QTH of every position (arXiv 2104.09864), computed in float32; both halves of H alike."""
+    """cos_QTH and sin_QTH of every position (arXiv 2104.09864), computed in float32; both halves of H alike, but that the
+    first half's sines are negative, as ``rotate`` needs them."""
     exponents = torch.arange(0, architecture.head_size, 2, device=positions_QT.device).float() / architecture.head_size
     frequencies = 1.0 / architecture.rope_theta ** exponents
     if architecture.rope_scaling is not None:
         frequencies = stretched(frequencies, architecture.rope_scaling)
     angles = positions_QT[:, :, None].float() * frequencies
-    angles_QTH = torch.cat([angles, angles], dim=-1)
-    return angles_QTH.cos().to(dtype), angles_QTH.sin().to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
@@ -191,7 +200,6 @@ def stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotate(x_QTNH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + H/2) of each head by the position's angles."""
+    """Turn the pairs (i, i + H/2) of each head by the position's angles: (a, b) → (a cos − b sin, b cos + a sin)."""
     cos_QTH, sin_QTH = rotary
-    first, second = x_QTNH.chunk(2, dim=-1)
-    return x_QTNH * cos_QTH[:, :, None] + torch.cat([-second, first], dim=-1) * sin_QTH[:, :, None]
+    return torch.addcmul(x_QTNH * cos_QTH[:, :, None], x_QTNH.roll(x_QTNH.shape[-1] // 2, dims=-1), sin_QTH[:, :, None])

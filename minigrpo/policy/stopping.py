@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stopping:
     """``next_UV``: the state after a token; state 0 is the start, the last (U − 1) is "ended". ``ends_UV``: that is next."""
 

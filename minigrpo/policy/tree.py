@@ -9,7 +9,7 @@ while decoding the slots in use are a prefix. Positions are p_q + c, never slot 
 """
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -110,16 +110,34 @@ def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window:
 
 
 # --------------------------------------------------------------------------------------------------------------- cache
+class LayerCache(NamedTuple):
+    """One layer's keys and values, [Q, M, S, H], as a call sees them: it writes its T tokens to ``slots_T`` and attends over
+    the first ``stop`` slots."""
+
+    keys: Tensor
+    values: Tensor
+    slots_T: Tensor
+    stop: int
+
+    def write(self, key_QMTH: Tensor, value_QMTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this call's keys and values; return those of all slots it attends over."""
+        self.keys.index_copy_(2, self.slots_T, key_QMTH)
+        self.values.index_copy_(2, self.slots_T, value_QMTH)
+        return self.keys[:, :, :self.stop], self.values[:, :, :self.stop]
+
+
 @dataclass
 class KVCache:
-    """Keys and values of the slots filled so far, [Q, M, S, H] a layer; zeros at the start, so unseen slots are finite.
+    """Keys and values of all layers. Zeros at the start: a slot that nobody has written and nobody sees is multiplied by zero.
 
-    A call writes its T tokens to slots ``start … start + T`` and attends over the first ``start + T``.
+    ``slots_T`` and ``stop`` are set before each call, by ``next`` for plain causal use. Where a call writes is a tensor, so
+    that a recorded call can be replayed at another place.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    start: int = 0
+    slots_T: Tensor
+    stop: int = 0
 
     @classmethod
     def empty(cls, *, layers: int, groups: int, kv_heads: int, slots: int, head_size: int, dtype: torch.dtype,
@@ -127,11 +145,17 @@ class KVCache:
         def zeros() -> list[Tensor]:
             return [torch.zeros(groups, kv_heads, slots, head_size, dtype=dtype, device=device) for _ in range(layers)]
 
-        return cls(zeros(), zeros())
+        return cls(zeros(), zeros(), torch.zeros(0, dtype=torch.long, device=device))
 
-    def write(self, layer: int, key_QMTH: Tensor, value_QMTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this call's keys and values; return those of all slots filled by then."""
-        stop = self.start + key_QMTH.shape[2]
-        self.keys[layer][:, :, self.start:stop] = key_QMTH
-        self.values[layer][:, :, self.start:stop] = value_QMTH
-        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+    def next(self, tokens: int) -> None:
+        """The next call writes the ``tokens`` slots behind those in use."""
+        self.slots_T = torch.arange(self.stop, self.stop + tokens, device=self.slots_T.device)
+        self.stop += tokens
+
+    def clear(self) -> None:
+        self.stop = 0
+        for tensor in (*self.keys, *self.values):
+            tensor.zero_()
+
+    def layer(self, index: int) -> LayerCache:
+        return LayerCache(self.keys[index], self.values[index], self.slots_T, self.stop)

@@ -82,8 +82,8 @@ def test_token_by_token_with_a_cache_equals_one_pass(pair, family, config):
                           dtype=torch.float32, device="cpu")
     pieces = []
     for piece in ids_QT.split([4, 1, 1, 3, 1, 1, 1], dim=1):
+        cache.next(piece.shape[1])
         pieces.append(model(piece, cache=cache))
-        cache.start += piece.shape[1]
     assert_close(torch.cat(pieces, dim=1), model(ids_QT), 1e-5)
 
 
@@ -112,13 +112,13 @@ def test_growing_tree_equals_each_sequence_alone_through_changes_of_parent(pair,
     model, theirs = pair(family, **config)
     prompts, draw = [random_ids(n, seed=n).tolist() for n in (2, 9, 5)], torch.Generator().manual_seed(1)
     K, C = 4, 7
-    tree = GrowingTree(model, pad_prompts(prompts), K, C)
+    tree = GrowingTree(model, len(prompts), 9, K, C)
     histories = [[list(prompt) for _ in range(K)] for prompt in prompts]
 
     def expected():
         return torch.stack([theirs(input_ids=torch.tensor(group)).logits[:, -1] for group in histories])
 
-    assert_close(tree.prefill().expand(-1, K, -1), expected(), 2e-5)
+    assert_close(tree.prefill(pad_prompts(prompts)).expand(-1, K, -1), expected(), 2e-5)
     for depth in range(C):
         ids_QK = random_ids(3, K, seed=50 + depth)
         parent_QK = torch.randint(0, K, (3, K), generator=draw) if depth % 3 else None
@@ -147,15 +147,29 @@ def test_what_lies_in_padding_changes_no_live_bit(pair, family, config):
     assert hidden(0).equal(hidden(37))
 
 
-def test_cache_slots_that_nobody_has_written_are_not_read(pair):
+def test_what_an_earlier_search_left_in_a_tree_is_not_read(pair):
+    """The cache holds NaN, every slot is in sight, the depth is at its end: prompts begin it anew. And room for longer prompts
+    and for tokens to come changes nothing but the order of sums."""
     model, _ = pair("llama")
     prompts = pad_prompts([[1, 2, 3], [4]])
-    trees = [GrowingTree(model, prompts, 2, 3) for _ in "ab"]
-    for tensor in trees[1].cache.keys + trees[1].cache.values:
+    used, clean, roomy = (GrowingTree(model, 2, trunk, 2, depth) for trunk, depth in ((3, 3), (3, 3), (8, 50)))
+    for tensor in used.cache.keys + used.cache.values:
         tensor.fill_(torch.nan)
+    used.visible_QKS.fill_(True)
+    used.depth_1.fill_(2)
     for ids_QK in [None, random_ids(2, 2), random_ids(2, 2, seed=1)]:
-        clean, poisoned = (tree.prefill() if ids_QK is None else tree.grow(ids_QK) for tree in trees)
-        assert clean.equal(poisoned)
+        again, first, third = (tree.prefill(prompts) if ids_QK is None else tree.grow(ids_QK) for tree in (used, clean, roomy))
+        assert again.equal(first)
+        assert_close(third, first, 1e-5)
+
+
+def test_growing_attends_over_whole_stretches_of_depth(pair):
+    """Prompts have 32 slots of room, 2 branches: a stretch of 32 depths has 64 slots. Depths 0 … 31 attend over 96, 32 … 63
+    over 160, and the last stretch ends with the tree, at 32 + 2 · 70 = 172."""
+    model, _ = pair("llama")
+    tree = GrowingTree(model, 1, 32, 2, 70)
+    assert [tree.reach(depth) for depth in (0, 31, 32, 63, 64, 69)] == [96, 96, 160, 160, 172, 172]
+    assert [tree.has_room(longest) for longest in (15, 16, 32, 33)] == [False, True, True, False]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
@@ -175,9 +189,9 @@ def test_heads_that_share_keys_equal_heads_with_a_copy_each(pair, kv_heads, wind
     caches = [KVCache.empty(layers=2, groups=2, kv_heads=heads, slots=9, head_size=8, dtype=torch.float32, device="cpu")
               for heads in (kv_heads, 4)]
     for token_Q1 in random_ids(2, 9).split(1, dim=1):
-        assert_close(*(model(token_Q1, cache=cache) for model, cache in zip((shared, apart), caches)), 1e-5)
         for cache in caches:
-            cache.start += 1
+            cache.next(1)
+        assert_close(*(model(token_Q1, cache=cache) for model, cache in zip((shared, apart), caches)), 1e-5)
 
 
 def test_causal_a_later_token_changes_nothing_before_it(pair):

@@ -173,8 +173,9 @@ def test_cache_starts_at_zero_and_returns_what_is_filled():
     cache = KVCache.empty(layers=2, groups=1, kv_heads=1, slots=5, head_size=2, dtype=torch.float32, device="cpu")
     assert all(not tensor.any() for tensor in cache.keys + cache.values)
     assert cache.keys[0].data_ptr() != cache.keys[1].data_ptr() != cache.values[0].data_ptr()
-    cache.start = 2
-    keys, values = cache.write(1, torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 4.0))
+    cache.next(2)
+    cache.next(2)
+    keys, values = cache.layer(1).write(torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 4.0))
     # Slots 2 and 3 were written, so the first four are returned; layer 0 and slot 4 stay zero.
     assert keys[0, 0, :, 0].tolist() == [0, 0, 3, 3] and values[0, 0, :, 0].tolist() == [0, 0, 4, 4]
     assert not cache.keys[0].any() and not cache.keys[1][:, :, 4].any()
