@@ -382,7 +382,7 @@ def test_prompts_that_are_empty_or_too_long_are_refused(pair, search):
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
-def assert_drawn_from(parity, part, counts, probabilities):
+def assert_drawn_from(parity, counts, probabilities):
     """Pearson's χ² = Σ (n − Np)² / Np over the cells with an expectation of five or more (the rest pooled into one) is not so
     large that draws from ``probabilities`` would come out worse once in 10,000 times (p = Q(df / 2, χ² / 2) > 1e-4), and
     cells of probability 0 are empty. The seed is fixed and so is χ²: it passes always or never, and a right program had a
@@ -394,7 +394,8 @@ def assert_drawn_from(parity, part, counts, probabilities):
     cells = large + [rest] * (rest[1] >= 5)
     chi2, freedom = sum((n - e) ** 2 / e for n, e in cells), len(cells) - 1
     p_value = torch.special.gammaincc(torch.tensor(freedom / 2), torch.tensor(chi2 / 2).double())
-    parity(part, "(exact probabilities)", -float(p_value.log10()), bound=4, unit="= −log10 p", cases=N)
+    parity("sampling, top-k, top-p: frequencies", "(exact probabilities)", -float(p_value.log10()), bound=4,
+           unit="= −log10 p", cases=N)
 
 
 def exact(model, prompt, temperature=1.0):
@@ -415,7 +416,7 @@ def test_frequencies_of_two_tokens_are_their_probabilities(pair, parity, tempera
     for a in (0, 1, 3, 4):
         second = exact(theirs, prompt + [a], temperature)
         probabilities |= {(a, b): float(first[a] * second[b]) for b in range(5)}
-    assert_drawn_from(parity, "sampling, top-k, top-p: frequencies", Counter(c.ids for group in drawn for c in group), probabilities)
+    assert_drawn_from(parity, Counter(c.ids for group in drawn for c in group), probabilities)
 
 
 @pytest.mark.parity
@@ -434,7 +435,7 @@ def test_cut_distributions(pair, parity, top_k, top_p):
     if sum(p > 0 for p in probabilities.values()) == 1:
         assert [probabilities[token] for token in counts] == [1.0]
     else:
-        assert_drawn_from(parity, "sampling, top-k, top-p: frequencies", counts, probabilities)
+        assert_drawn_from(parity, counts, probabilities)
     for completion in itertools.chain(*drawn):
         assert completion.logprobs[0] == pytest.approx(float(uncut[0].log_softmax(-1)[completion.ids[0]]), abs=1e-5)
 
