@@ -248,6 +248,7 @@ def test_peft_loads_ours(checkpoint, parity, tmp_path, family, changes):
 def written_by_peft(checkpoint, folder, family="llama", **config):
     """peft's model with a random adapter, which it has saved in ``folder``."""
     base, plain = checkpoint(family)
+    torch.manual_seed(0)
     theirs = peft.get_peft_model(type(plain).from_pretrained(base), peft.LoraConfig(
         **({"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"]} | config)))
     draw = torch.Generator().manual_seed(0)
