@@ -7,7 +7,9 @@ from typing import Callable
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import AutoModelForCausalLM
 
 from minigrpo.assemble import load_split, open_judge
 from minigrpo.batch import make_batch
@@ -455,15 +457,48 @@ def test_after_a_warm_up_by_lora_its_adapter_is_a_folder_like_any_other(config, 
         assert torch.equal(tensors[f"base_model.model.{name}.weight"], parameter) and parameter.any()   # B began at 0
 
 
-def test_peft_reads_the_warmed_adapter(config, tmp_path):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+def logits_difference(model, theirs, ids_QT: torch.Tensor) -> float:
+    """Of the largest logit."""
+    with torch.no_grad():
+        ours, expected = model.logits(model(ids_QT)), theirs(ids_QT).logits
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parity
+def test_peft_reads_the_warmed_adapter(config, parity, tmp_path):
     policy = made(config(*LORA))
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "run/new", dtype=torch.float32),
                                        tmp_path / "run/warmup")
-    ids = torch.tensor([policy.tokenizer.encode(TRAIN[0].text)])
-    with torch.no_grad():
-        torch.testing.assert_close(policy.model.logits(policy.model(ids)), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    ids_QT = torch.tensor([policy.tokenizer.encode(TRAIN[0].text)])
+    parity("adapter written here, read by peft: logits", "peft", logits_difference(policy.model, theirs, ids_QT), bound=1e-5,
+           unit="of scale")
+
+
+@pytest.mark.parity
+def test_an_adapter_of_pefts_that_training_starts_from_is_the_reference(config, parity, tmp_path):
+    """Once the policy has moved, the reference still is the model that peft had saved, neither the base nor the policy; and
+    what the policy has become is, written to a folder, the same to peft."""
+    make(config())
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "run/new", dtype=torch.float32)
+    torch.manual_seed(0)
+    start = get_peft_model(base, LoraConfig(r=3, lora_alpha=7, target_modules=["v_proj", "down_proj"], use_rslora=True,
+                                            init_lora_weights=False)).eval()
+    start.save_pretrained(tmp_path / "given")
+    cfg = config(f"model.path={tmp_path}/run/new", f"model.adapter={tmp_path}/given")
+    policy = load_start(cfg)
+    ids_QT = torch.tensor([policy.tokenizer.encode(TRAIN[0].text)])
+    shake(policy)
+    save_adapter(policy.model, tmp_path / "moved", base=base_path(cfg), **adapter_facts(cfg))
+    moved = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "run/new", dtype=torch.float32),
+                                      tmp_path / "moved")
+    parity("adapter written here, read by peft: logits", "peft", logits_difference(policy.model, moved, ids_QT), bound=1e-5,
+           unit="of scale")
+    with reference(policy.model):
+        parity("reference policy, from an adapter: logits", "peft", logits_difference(policy.model, start, ids_QT), bound=1e-5,
+               unit="of scale")
+        assert logits_difference(policy.model, moved, ids_QT) > 0.01
+        with start.disable_adapter():
+            assert logits_difference(policy.model, start, ids_QT) > 0.01
 
 
 def test_after_a_warm_up_by_lora_the_reference_is_that_adapter_and_stays_it(config):
@@ -552,8 +587,9 @@ def logits_of(model) -> torch.Tensor:
     return model.logits(model(torch.arange(20)[None]))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("overrides", [LORA, FULL])
-def test_base_and_start_adapter_are_merged_into_an_ordinary_folder(config, tmp_path, overrides):
+def test_base_and_start_adapter_are_merged_into_an_ordinary_folder(config, parity, tmp_path, overrides):
     """The adapter is the warm-up's, or one that is given, which counts before it and need not have the config's rank."""
     cfg = config(*overrides)
     make(cfg)
@@ -570,6 +606,9 @@ def test_base_and_start_adapter_are_merged_into_an_ordinary_folder(config, tmp_p
     assert names(tmp_path / "out") == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     policy, alone = load_start(cfg).model, made(config(f"model.path={tmp_path}/out")).model
     torch.testing.assert_close(logits_of(alone), logits_of(policy), rtol=1e-5, atol=1e-5)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    parity("merged folder: logits", "transformers", logits_difference(policy, theirs, torch.arange(20)[None]), bound=1e-5,
+           unit="of scale")
     assert not logits_of(alone).allclose(logits_of(load_model(base_path(cfg), dtype=torch.float32, device="cpu")))
 
 

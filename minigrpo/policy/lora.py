@@ -96,18 +96,20 @@ class Adapted(torch.autograd.Function):
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] = TARGETS, rank_stabilised: bool = False,
              generator: torch.Generator) -> None:
-    """Freeze ``model`` and put an adapter beside every linear layer whose last name is in ``targets``, in place.
+    """Freeze ``model`` and put an adapter beside every linear layer whose name is one of ``targets`` or ends in one
+    ("q_proj", "self_attn.q_proj", "model.layers.0.self_attn.q_proj"), in place.
 
     Scaling is α / R, or α / √R when ``rank_stabilised`` (arXiv 2312.03732). A target that names no layer: ``ValueError``.
     """
     model.requires_grad_(False)
     found = set()
-    for parent in list(model.modules()):
+    scaling = alpha / (math.sqrt(rank) if rank_stabilised else rank)
+    for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            if name in targets and isinstance(child, nn.Linear):
-                scaling = alpha / (math.sqrt(rank) if rank_stabilised else rank)
+            named = {target for target in targets if f".{path}.{name}".endswith(f".{target}")}
+            if named and isinstance(child, nn.Linear):
                 setattr(parent, name, LoRALinear(child, rank, scaling, generator))
-                found.add(name)
+                found |= named
     if missing := [name for name in targets if name not in found]:
         raise ValueError(f"lora.targets: the model has no linear layer named {', '.join(missing)}")
 

@@ -232,19 +232,27 @@ def load_adapter(model: CausalLM, folder: Path, *, base: str | Path) -> None:
         parameter.data.copy_(tensors[name])
 
 
+# Ways of peft to begin with a B A that is not zero: the adapter belongs to what is left of W without it.
+TAKEN_FROM_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+
 def adapter_config(folder: Path) -> dict:
     """The arguments of ``lora.add_lora`` for an adapter folder: rank, alpha, targets, rank_stabilised."""
     file = folder / "adapter_config.json"
     config = read_json(file, "peft_type", "r", "lora_alpha", "target_modules")
     plain = {"peft_type": "LORA", "bias": "none"} | dict.fromkeys(
-        ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save"))
+        ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
+         "alora_invocation_tokens"))
     for key, value in plain.items():
         if key in config and (config[key] or None) != value:
             raise ValueError(f"{file}: only plain LoRA adapters are supported, not {key} = {config[key]!r}")
+    if str(config.get("init_lora_weights")).lower().startswith(TAKEN_FROM_THE_BASE):
+        raise ValueError(f"{file}: only adapters of a base as it is are supported, not init_lora_weights = "
+                         f"{config['init_lora_weights']!r}, which begins by changing the base")
     if type(config["r"]) is not int or config["r"] < 1 or type(config["lora_alpha"]) not in (int, float):
         raise ValueError(f"{file}: r must be a positive integer and lora_alpha a number, got {config['r']!r}, "
                          f"{config['lora_alpha']!r}")
     if isinstance(config["target_modules"], str):
-        raise ValueError(f"{file}: target_modules must list the layers' last names, got {config['target_modules']!r}")
+        raise ValueError(f"{file}: target_modules must list the layers' names, got {config['target_modules']!r}")
     return {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": tuple(config["target_modules"]),
             "rank_stabilised": bool(config.get("use_rslora", False))}

@@ -24,6 +24,13 @@ def logits(model, ids_QT=random_ids(2, 12)):
     return model.logits(model(ids_QT))
 
 
+def difference(got, expected):
+    """Of the largest number expected."""
+    scale = float(expected.detach().abs().max())
+    assert scale > 0
+    return float((got - expected).detach().abs().max()) / scale
+
+
 def fill_B(model, seed=5):
     """Adapters that do something: B random instead of zero."""
     draw = generator(seed)
@@ -46,14 +53,14 @@ def fresh(checkpoint):
 
 @pytest.fixture
 def with_peft(checkpoint, fresh):
-    """with_peft(rank, alpha, rank_stabilised, targets) → (our model, peft's) with the same base and adapters."""
-    def make(rank, alpha, rank_stabilised=False, targets=TARGETS):
+    """with_peft(rank, alpha, rank_stabilised, targets, filled) → (our model, peft's) with the same base and adapters."""
+    def make(rank, alpha, rank_stabilised=False, targets=TARGETS, *, filled=True):
         _, plain = checkpoint("llama", attention_bias=True)
         theirs = type(plain)(plain.config)
         theirs.load_state_dict(plain.state_dict())
         theirs = peft.get_peft_model(theirs, peft.LoraConfig(
             r=rank, lora_alpha=alpha, use_rslora=rank_stabilised, target_modules=list(targets))).eval()
-        ours = fresh(rank=rank, alpha=alpha, rank_stabilised=rank_stabilised, targets=targets)
+        ours = fresh(filled=filled, rank=rank, alpha=alpha, rank_stabilised=rank_stabilised, targets=targets)
         named = dict(theirs.named_parameters())
         for name, parameter in adapter_parameters(ours).items():
             named[f"base_model.model.{name}.default.weight"].data = parameter.detach().clone()
@@ -87,21 +94,43 @@ def test_scaling_is_alpha_over_rank_or_over_its_root(fresh):
     assert {layer.scaling for layer in adapters(fresh(rank=4, alpha=12.0, rank_stabilised=True)).values()} == {6.0}
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("filled", [True, False], ids=["moved", "new"])
 @pytest.mark.parametrize("rank, alpha, rank_stabilised, targets", [
-    (4, 8.0, False, TARGETS), (3, 8.0, True, TARGETS), (2, 5.0, False, ("q_proj", "down_proj"))])
-def test_outputs_and_gradients_equal_those_of_peft(with_peft, rank, alpha, rank_stabilised, targets):
-    ours, theirs = with_peft(rank, alpha, rank_stabilised, targets)
+    (4, 8.0, False, TARGETS), (3, 8.0, True, TARGETS), (2, 5.0, False, ("q_proj", "down_proj")), (1, 1.0, True, ("o_proj",)),
+    (8, 16.0, False, ("lm_head",))])
+def test_outputs_and_gradients_equal_those_of_peft(with_peft, parity, rank, alpha, rank_stabilised, targets, filled):
+    """Also of new adapters, where B = 0: the gradient of A is then zero, to both."""
+    ours, theirs = with_peft(rank, alpha, rank_stabilised, targets, filled=filled)
     weight = torch.randn(2, 12, 61, generator=generator(1))
     out, expected = logits(ours), theirs(input_ids=random_ids(2, 12)).logits
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    parity("adapters: logits", "peft", difference(out, expected), bound=1e-5, unit="of scale")
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
     named = dict(theirs.named_parameters())
     for name, parameter in adapter_parameters(ours).items():
-        reference_grad = named[f"base_model.model.{name}.default.weight"].grad
-        scale = float(reference_grad.abs().max())
-        assert scale > 0
-        assert float((parameter.grad - reference_grad).abs().max()) <= 1e-4 * scale, name
+        grad = named[f"base_model.model.{name}.default.weight"].grad
+        if not filled and name.endswith("lora_A"):
+            assert not parameter.grad.any() and not grad.any(), name
+        else:
+            parity("adapters: gradients", "peft", difference(parameter.grad, grad), bound=1e-4, unit="of scale")
+
+
+@pytest.mark.parity
+def test_new_adapters_equal_those_of_peft_from_the_same_random_numbers(with_peft, parity):
+    """``fresh`` draws from a generator of seed 0. peft, made to draw all its adapters again in the model's order after the
+    same seed: A of every layer, and B zero."""
+    ours, theirs = with_peft(3, 8.0, filled=False)
+    torch.manual_seed(0)
+    for name in adapters(ours):
+        theirs.get_submodule(f"base_model.model.{name}").reset_lora_parameters("default", init_lora_weights=True)
+    named = dict(theirs.named_parameters())
+    for name, parameter in adapter_parameters(ours).items():
+        drawn = named[f"base_model.model.{name}.default.weight"]
+        if name.endswith("lora_A"):
+            parity("adapters: A as first drawn", "peft", difference(parameter, drawn), bound=1e-6, unit="of scale")
+        else:
+            assert not parameter.any() and not drawn.any()
 
 
 def test_a_is_drawn_as_nn_linear_draws_its_weights(fresh):
@@ -135,6 +164,21 @@ def test_targets_that_name_no_layer_are_refused(checkpoint):
     model = load_model(checkpoint("llama")[0], dtype=torch.float32, device="cpu")
     with pytest.raises(ValueError, match="no linear layer named c_attn, self_attn"):
         add_lora(model, rank=2, alpha=2.0, targets=("q_proj", "c_attn", "self_attn"), generator=generator())
+
+
+def test_a_target_is_a_name_or_the_end_of_one(checkpoint):
+    """As in peft: whole parts between dots, so that "proj" is the end of none, nor "1.self_attn" a linear layer's."""
+    def adapted(*targets):
+        model = load_model(checkpoint("llama")[0], dtype=torch.float32, device="cpu")
+        add_lora(model, rank=2, alpha=2.0, targets=targets, generator=generator())
+        return list(adapters(model))
+
+    everywhere = [f"model.layers.{i}.self_attn.q_proj" for i in range(2)]
+    for targets in (["q_proj"], ["self_attn.q_proj"], everywhere, ["q_proj", *everywhere]):
+        assert adapted(*targets) == everywhere
+    assert adapted("1.self_attn.q_proj", "lm_head") == [everywhere[1], "lm_head"]
+    with pytest.raises(ValueError, match="no linear layer named proj, 1.self_attn$"):
+        adapted("q_proj", "proj", "1.self_attn")
 
 
 def test_an_adapter_on_the_output_head(checkpoint):
@@ -232,22 +276,26 @@ def test_base_parameters_are_the_frozen_ones_by_the_names_they_had(checkpoint):
     assert all(parameter is before[name] for name, parameter in base_parameters(model).items())
 
 
-def test_merged_copy_equals_the_unmerged_model_and_leaves_it_alone(fresh):
-    model = fresh()
+@pytest.mark.parity
+@pytest.mark.parametrize("rank_stabilised", [False, True])
+def test_merged_copy_equals_the_unmerged_model_and_leaves_it_alone(fresh, parity, rank_stabilised):
+    model = fresh(rank_stabilised=rank_stabilised)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     merged = merged_copy(model)
     assert not adapters(merged) and not any("lora" in name for name, _ in merged.named_parameters())
-    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-4)
+    parity("adapters: merged logits", "(unmerged)", difference(logits(merged), logits(model)), bound=1e-5, unit="of scale")
     assert len(adapters(model)) == 14
     assert all(parameter.equal(before[name]) for name, parameter in model.named_parameters())
 
 
-def test_merged_copy_equals_peft_merged(with_peft):
-    ours, theirs = with_peft(4, 8.0)
+@pytest.mark.parity
+@pytest.mark.parametrize("rank_stabilised", [False, True])
+def test_merged_copy_equals_peft_merged(with_peft, parity, rank_stabilised):
+    ours, theirs = with_peft(4, 8.0, rank_stabilised)
     merged, expected = dict(merged_copy(ours).named_parameters()), dict(theirs.merge_and_unload().named_parameters())
     assert merged.keys() == expected.keys()
     for name, parameter in merged.items():
-        torch.testing.assert_close(parameter.detach(), expected[name].detach(), rtol=1e-5, atol=1e-6)
+        parity("adapters: merged weights", "peft", difference(parameter, expected[name]), bound=1e-6, unit="of scale")
 
 
 def test_merged_copy_shares_what_has_no_adapter(fresh):

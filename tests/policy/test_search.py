@@ -1,16 +1,18 @@
 """Beam search against transformers and against brute force; sampling against exact probabilities."""
 
+import copy
 import itertools
 import math
 from collections import Counter
 
 import pytest
 import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.search import beam_search, sample
 from minigrpo.policy.stopping import compile_stopping
-from minigrpo.policy.tree import pad_prompts
+from minigrpo.policy.tree import pad_completions, pad_prompts
 from minigrpo.policy.weights import load_model
 
 SMALL = dict(vocab_size=13)             # stops are frequent, and hypotheses of different lengths compete
@@ -47,32 +49,140 @@ def assert_same(got, expected, tolerance=1e-4):
 
 
 # ---------------------------------------------------------------------------------------- beam search and transformers
+def left_padded(prompts):
+    """Ragged prompts as transformers wants them: ids and attention mask, padded on the left."""
+    longest = max(map(len, prompts))
+    return dict(inputs=torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts]),
+                attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]))
+
+
 def beams_of_transformers(model, prompts, K, C, stop_ids, length_penalty, early_stopping):
-    """[(ids with the stop token, score), …] a prompt, best first. Prompts of one length, so that nothing is padded."""
-    out = model.generate(torch.tensor(prompts), num_beams=K, num_return_sequences=K, max_new_tokens=C, do_sample=False,
-                         length_penalty=length_penalty, early_stopping=early_stopping, eos_token_id=list(stop_ids),
-                         pad_token_id=stop_ids[0], return_dict_in_generate=True, output_scores=True)
-    found = [(cut(ids[len(prompts[0]):], stop_ids), value) for ids, value in zip(
+    """[(ids with the stop token, score), …] a prompt, best first. One beam is to its ``generate`` greedy decoding, which
+    scores nothing: named as the way to generate, its beam search takes one, too."""
+    out = model.generate(**left_padded(prompts), num_beams=K, num_return_sequences=K, max_new_tokens=C, do_sample=False,
+                         length_penalty=length_penalty, early_stopping=early_stopping, eos_token_id=list(stop_ids) or None,
+                         pad_token_id=0, return_dict_in_generate=True, output_scores=True,
+                         custom_generate=type(model)._beam_search)
+    found = [(cut(ids[max(map(len, prompts)):], stop_ids), value) for ids, value in zip(
         out.sequences.tolist(), out.sequences_scores.tolist())]
     return [found[i:i + K] for i in range(0, len(found), K)]
 
 
-@pytest.mark.parametrize("early_stopping", [False, True], ids=["patient", "early"])
-@pytest.mark.parametrize("length_penalty", [0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("K, C, stop_ids", [
-    (2, 6, (2,)), (4, 7, (2,)), (4, 6, (2, 5, 7)), (3, 1, (2,)), (2, 5, (2, 3, 4, 5, 6, 7))])
-def test_beams_equal_those_of_transformers(pair, K, C, stop_ids, length_penalty, early_stopping):
-    """Five prompts each for 40 settings: 200 searches. Sequences, their order and their scores."""
-    family, config = FAMILIES[(K + C) % 3]
+def plain_beams(model, prompt, K, C, stop_ids, length_penalty, early_stopping):
+    """The same rules with lists and without a cache, by a float64 model of transformers: [ids, …], and the least difference
+    between two scores of which one was preferred. Where that is within rounding, float32 may prefer the other."""
+    live, done, gaps = [(0.0, ())], [], []
+
+    def best(found):
+        found = sorted(found, reverse=True)
+        gaps.extend(one[0] - two[0] for one, two in zip(found[K - 1:K], found[K:K + 1]))
+        return found[:K]
+
+    for length in range(1, C + 1):
+        continued = []
+        for total, ids in live:
+            logp_V = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, -1].log_softmax(-1)
+            continued += [(total + logp, (*ids, token)) for token, logp in enumerate(logp_V.tolist())]
+        ended = [found for found in best(continued) if length == C or found[1][-1] in stop_ids]
+        done = best(done + [(total / length ** length_penalty, ids) for total, ids in ended])
+        if length == C or (len(done) == K and early_stopping):
+            break
+        live = best(found for found in continued if found[1][-1] not in stop_ids)
+        if len(done) == K:
+            gaps.append(abs(live[0][0] / length ** length_penalty - done[-1][0]))
+            if live[0][0] / length ** length_penalty <= done[-1][0]:
+                break
+    gaps.extend(one[0] - two[0] for one, two in zip(done, done[1:]))
+    return [ids for _, ids in done], min(gaps)
+
+
+ROUNDING = 1e-5             # of sums of some log-probs of one to ten nats in float32
+
+
+def assert_same_beams(parity, theirs, prompts, got, expected, *settings):
+    """Ids, their order, and scores in units of the score or, where it is less, of one nat. Where a prompt's beams are others,
+    two scores that decided it must be one number but for rounding."""
+    K, length_penalty = settings[0], settings[3]
+    same = []
+    for prompt, group, other in zip(prompts, got, expected, strict=True):
+        if [completion.ids for completion in group] == [ids for ids, _ in other]:
+            same.append((group, other))
+        else:
+            _, gap = plain_beams(copy.deepcopy(theirs).double(), prompt, *settings)
+            parity("beam search: other sequences after a tie of scores", "(float64)", gap, bound=ROUNDING, unit="nats apart")
+    parity(f"beam search, K = {K}: sequences", "transformers", 0, bound=0, cases=len(same))
+    pairs = [(score(c, length_penalty), value) for group, other in same for c, (_, value) in zip(group, other, strict=True)]
+    parity("beam search: scores", "transformers", max(abs(one - two) / max(1.0, abs(two)) for one, two in pairs),
+           bound=ROUNDING, unit="of the score", cases=len(pairs))
+    assert all(completion.stopped == (completion.ids[-1] in settings[2]) for group in got for completion in group)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family, K, C, stop_ids", [
+    ("llama", 1, 7, (2,)), ("mistral", 1, 6, (2, 5, 7)), ("gemma", 2, 6, (2,)), ("qwen3", 2, 5, (2, 3, 4, 5, 6, 7)),
+    ("mistral", 2, 7, ()), ("mistral", 4, 7, (2,)), ("qwen2", 4, 6, (2, 5, 7)), ("llama", 4, 7, ()), ("llama", 4, 1, (2,))])
+def test_beams_equal_those_of_transformers(pair, parity, family, K, C, stop_ids):
+    """Ten ragged prompts for each of 72 settings: 720 prompts."""
+    config = SMALL | ({"sliding_window": 4} if family == "mistral" else {})
     ours, theirs = pair(family, **config)
-    prompts = random_prompts(5, length=4, seed=K * C)
-    expected = beams_of_transformers(theirs, prompts, K, C, stop_ids, length_penalty, early_stopping)
-    got = beam_search(ours, prompts, completions=K, max_new_tokens=C, stopping=stop_at(*stop_ids),
-                      length_penalty=length_penalty, early_stopping=early_stopping)
-    for group, other in zip(got, expected, strict=True):
-        assert [completion.ids for completion in group] == [ids for ids, _ in other]
-        assert [score(c, length_penalty) for c in group] == pytest.approx([value for _, value in other], abs=1e-4)
-        assert [completion.stopped for completion in group] == [ids[-1] in stop_ids for ids, _ in other]
+    settings = itertools.product([0.0, 0.5, 1.0, 2.0], [False, True])
+    for seed, (length_penalty, early_stopping) in enumerate(settings, 1000 * K + 100 * C):
+        prompts = random_prompts(10, seed=seed)
+        expected = beams_of_transformers(theirs, prompts, K, C, stop_ids, length_penalty, early_stopping)
+        got = beam_search(ours, prompts, completions=K, max_new_tokens=C, stopping=stop_at(*stop_ids),
+                          length_penalty=length_penalty, early_stopping=early_stopping)
+        assert_same_beams(parity, theirs, prompts, got, expected, K, C, stop_ids, length_penalty, early_stopping)
+
+
+def test_a_tie_in_float_arithmetic(pair):
+    """One of the prompts above. Its second and third best hypotheses of four tokens, (1, 3, 2, 9) and (1, 3, 2, 5), are 1.3
+    millionths of a nat apart, about what float32 rounds a sum near 5 by; the one that a beam two wide keeps leads to the
+    completion that it returns second. Nothing but rounding is left to choose: transformers takes either, this prompt alone or
+    padded among others."""
+    ours, theirs = pair("mistral", **SMALL, sliding_window=4)
+    prompt, settings = [2, 1, 6], (2, 7, (), 2.0, True)
+    beams, gap = plain_beams(copy.deepcopy(theirs).double(), prompt, *settings)
+    assert gap < 2e-6
+    possible = [[(1, 3, 2, 2, 9, 5, 7), second] for second in [(1, 3, 2, 2, 9, 5, 12), (1, 3, 2, 5, 2, 1, 1)]]
+    assert beams in possible
+    for prompts in ([prompt], [prompt, [1] * 8]):
+        found = beam_search(ours, prompts, completions=2, max_new_tokens=7, stopping=stop_at(), length_penalty=2.0)
+        assert [completion.ids for completion in found[0]] in possible
+        assert [ids for ids, _ in beams_of_transformers(theirs, prompts, *settings)[0]] in possible
+
+
+def test_the_plain_beams_above_are_those_of_transformers(pair):
+    """Else their ties would excuse anything: the same beams for 24 prompts, and hardly ever a tie among the decisions."""
+    _, theirs = pair("llama", **SMALL)
+    exact_model, prompts = copy.deepcopy(theirs).double(), random_prompts(6, seed=1)
+    for settings in itertools.product([3], [6], [(2, 5)], [0.0, 1.0], [False, True]):
+        plain = [plain_beams(exact_model, prompt, *settings) for prompt in prompts]
+        expected = beams_of_transformers(theirs, prompts, *settings)
+        assert [ids for ids, _ in plain] == [[ids for ids, _ in group] for group in expected]
+        assert min(gap for _, gap in plain) > ROUNDING
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("K", [2, 4])
+def test_among_exact_ties_beams_differ_in_the_names_of_tied_tokens_alone(pair, parity, K):
+    """Tokens 7 and 9 are made twins of 6 and 8, with their embeddings and rows of the head: every hypothesis with one ties
+    with that of its twin, and a search that can keep one of them keeps either. But for the twins' names all is equal."""
+    ours, theirs = map(copy.deepcopy, pair("llama", **SMALL))
+    for model, name in itertools.product((ours, theirs), ("model.embed_tokens", "lm_head")):
+        weight_VD = model.get_submodule(name).weight.data
+        weight_VD[[7, 9]] = weight_VD[[6, 8]]
+    prompts, twins = random_prompts(50), {7: 6, 9: 8}
+    expected = beams_of_transformers(theirs, prompts, K, 7, (2, 5), 1.0, False)
+    got = beam_search(ours, prompts, completions=K, max_new_tokens=7, stopping=stop_at(2, 5))
+
+    def named_alike(ids):
+        return [twins.get(token, token) for token in ids]
+
+    different = sum([named_alike(c.ids) for c in group] != [named_alike(ids) for ids, _ in other]
+                    for group, other in zip(got, expected, strict=True))
+    parity("beam search among exact ties: sequences", "transformers", different, bound=0,
+           unit="different", cases=len(prompts))
+    assert any(set(c.ids) & twins.keys() for group in got for c in group)
 
 
 def test_the_settings_above_make_a_difference(pair):
@@ -89,19 +199,21 @@ def test_the_settings_above_make_a_difference(pair):
     assert beams(early_stopping=True) != plain and beams(K=2) != plain
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("stop_ids", [(2,), (2, 5, 7)])
-def test_one_beam_is_greedy(pair, stop_ids):
+def test_one_beam_is_greedy(pair, parity, stop_ids):
     """Greedy decoding takes the likeliest token until that is a stop. So does a beam one wide without a length
     penalty: a longer hypothesis can then only score worse than the finished one, and the search ends with it."""
     ours, theirs = pair("llama", **SMALL)
-    prompts = random_prompts(10, length=5)
-    out = theirs.generate(torch.tensor(prompts), do_sample=False, max_new_tokens=6, eos_token_id=list(stop_ids),
+    prompts = random_prompts(40)
+    out = theirs.generate(**left_padded(prompts), do_sample=False, max_new_tokens=6, eos_token_id=list(stop_ids),
                           pad_token_id=stop_ids[0])
-    expected = [cut(ids[5:], stop_ids) for ids in out.tolist()]
+    expected = [cut(ids[max(map(len, prompts)):], stop_ids) for ids in out.tolist()]
     greedy = sample(ours, prompts, completions=2, max_new_tokens=6, stopping=stop_at(*stop_ids), temperature=0)
     beam = beam_search(ours, prompts, completions=1, max_new_tokens=6, stopping=stop_at(*stop_ids), length_penalty=0.0)
-    assert [[c.ids for c in group] for group in greedy] == [[ids, ids] for ids in expected]
-    assert [[c.ids for c in group] for group in beam] == [[ids] for ids in expected]
+    different = sum([c.ids for c in [*drawn, *searched]] != [ids] * 3
+                    for drawn, searched, ids in zip(greedy, beam, expected, strict=True))
+    parity("greedy decoding and sampling: sequences", "transformers", different, bound=0, unit="different", cases=len(prompts))
 
 
 # ------------------------------------------------------------------------------------------------ beams and brute force
@@ -123,18 +235,21 @@ def brute_force(model, prompt, V, C, stop_ids, length_penalty):
     return sorted(found, reverse=True)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("V, C, stop_ids, space", [
     # Completions of V tokens of which v do not stop: v^c·(V − v) end at depth c + 1, and the last depth takes all V.
     (3, 3, (2,), 1 + 2 + 4 * 3), (4, 2, (1, 2), 2 + 2 * 4), (3, 2, (), 9)])
-def test_a_beam_as_wide_as_the_space_equals_brute_force(pair, V, C, stop_ids, space, length_penalty):
+def test_a_beam_as_wide_as_the_space_equals_brute_force(pair, parity, V, C, stop_ids, space, length_penalty):
     ours, theirs = pair("llama", vocab_size=V, pad_token_id=None)
     for prompt in random_prompts(4, vocabulary=V):
         expected = brute_force(theirs, prompt, V, C, stop_ids, length_penalty)
         assert len(expected) == space
         [group] = beam_search(ours, [prompt], completions=space, max_new_tokens=C, length_penalty=length_penalty,
                               stopping=stop_at(*stop_ids, vocabulary=V))
-        assert [score(c, length_penalty) for c in group] == pytest.approx([value for value, _ in expected], abs=1e-4)
+        parity("beam as wide as the space: scores", "(brute force)",
+               max(abs(score(c, length_penalty) - value) for c, (value, _) in zip(group, expected, strict=True)),
+               bound=1e-5, unit="nats", cases=space)
         assert {c.ids for c in group} == {ids for _, ids in expected}
         assert [c.stopped for c in group] == [c.ids[-1] in stop_ids for c in group]
 
@@ -160,26 +275,32 @@ def test_ragged_prompts_in_one_batch_equal_each_alone(pair, family, config):
     assert len({len(c.ids) for group in together for c in group}) > 2           # some finished long before others
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family, config", FAMILIES)
-@pytest.mark.parametrize("searched", ["beams", "samples"])
-def test_logprobs_equal_those_of_scoring(pair, family, config, searched):
-    ours, _ = pair(family, **config)
-    prompts, temperature = random_prompts(6), 1.0
+@pytest.mark.parametrize("searched, temperature", [("beams", 1.0), ("samples", 0.8), ("samples", 1.7)])
+def test_logprobs_equal_those_of_scoring_and_of_transformers(pair, parity, family, config, searched, temperature):
+    """Of every token that was returned, at the temperature at which it was drawn: by the search, by the pass that training
+    scores it in, and by a plain pass of transformers over prompt and completion."""
+    ours, theirs = pair(family, **config)
+    prompts = random_prompts(6)
     if searched == "beams":
         found = beam_search(ours, prompts, completions=4, max_new_tokens=6, stopping=stop_at(2, 5))
     else:
-        temperature = 0.8
         found = sample(ours, prompts, completions=4, max_new_tokens=6, stopping=stop_at(2, 5), temperature=temperature,
                        top_k=9, top_p=0.9, generator=torch.Generator().manual_seed(0))
-    ids_QKC, logp_QKC = torch.zeros(6, 4, 6, dtype=torch.long), torch.zeros(6, 4, 6)
-    mask_QKC = torch.zeros(6, 4, 6, dtype=torch.bool)
-    for q, k in itertools.product(range(6), range(4)):
-        completion = found[q][k]
-        n = len(completion.ids)
-        ids_QKC[q, k, :n], logp_QKC[q, k, :n], mask_QKC[q, k, :n] = (
-            torch.tensor(completion.ids), torch.tensor(completion.logprobs), True)
+    ids_QKC, mask_QKC = pad_completions([[completion.ids for completion in group] for group in found])
     scored = completion_logprobs(ours, pad_prompts(prompts), ids_QKC, mask_QKC, temperature=temperature)
-    torch.testing.assert_close(logp_QKC.flatten(0, 1), scored, rtol=1e-5, atol=2e-5)
+    returned = torch.tensor([logp for group in found for completion in group for logp in completion.logprobs])
+    plain = torch.cat([logprobs_of_transformers(theirs, prompt, completion.ids, temperature)
+                       for prompt, group in zip(prompts, found) for completion in group])
+    for reference, logp_T in (("(the scoring path)", scored[mask_QKC.flatten(0, 1)]), ("transformers", plain)):
+        parity("log-probs of beams and samples", reference, float((returned - logp_T).abs().max()), bound=1e-5,
+               unit="nats", cases=len(returned))
+
+
+def logprobs_of_transformers(model, prompt, ids, temperature):
+    logits_TV = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1:-1] / temperature
+    return logits_TV.log_softmax(-1)[range(len(ids)), list(ids)]
 
 
 def test_beams_of_a_prompt_are_different_and_best_first(pair):
@@ -261,29 +382,30 @@ def test_prompts_that_are_empty_or_too_long_are_refused(pair, search):
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
-def assert_drawn_from(counts, probabilities):
-    """Pearson's χ² = Σ (n − Np)² / Np over the cells with an expectation of five or more (the rest pooled into one)
-    lies below its 99.99 % quantile, df·(1 − 2/9df + 3.72·√(2/9df))³ (Wilson and Hilferty). Cells of probability 0 stay
-    empty."""
+def assert_drawn_from(parity, counts, probabilities):
+    """Pearson's χ² = Σ (n − Np)² / Np over the cells with an expectation of five or more (the rest pooled into one) is not so
+    large that draws from ``probabilities`` would come out worse once in 10,000 times (p = Q(df / 2, χ² / 2) > 1e-4), and
+    cells of probability 0 are empty. The seed is fixed and so is χ²: it passes always or never, and a right program had a
+    chance of 1 in 1,000 to fail any of the ten such tests on the day that they were written."""
     N = sum(counts.values())
     assert all(probabilities[cell] > 0 for cell in counts), "a token was drawn that cannot be"
     large = [(counts[cell], N * p) for cell, p in probabilities.items() if N * p >= 5]
     rest = (N - sum(n for n, _ in large), N - sum(e for _, e in large))
     cells = large + [rest] * (rest[1] >= 5)
-    df = len(cells) - 1
-    chi2 = sum((n - e) ** 2 / e for n, e in cells)
-    assert chi2 < df * (1 - 2 / (9 * df) + 3.72 * math.sqrt(2 / (9 * df))) ** 3, f"χ² = {chi2}, df = {df}"
+    chi2, freedom = sum((n - e) ** 2 / e for n, e in cells), len(cells) - 1
+    p_value = torch.special.gammaincc(torch.tensor(freedom / 2), torch.tensor(chi2 / 2).double())
+    parity("sampling, top-k, top-p: frequencies", "(exact probabilities)", -float(p_value.log10()), bound=4,
+           unit="= −log10 p", cases=N)
 
 
-def exact(model, prompt, temperature=1.0, allowed=lambda p: p):
+def exact(model, prompt, temperature=1.0):
     """Probabilities of the next token by transformers' logits."""
-    p = (model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
-    p = allowed(p)
-    return p / p.sum()
+    return (model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_frequencies_of_two_tokens_are_their_probabilities(pair, temperature):
+def test_frequencies_of_two_tokens_are_their_probabilities(pair, parity, temperature):
     """10,000 draws of two tokens: joint frequencies against p(a)·p(b | a), where a stop (id 2) ends after one."""
     ours, theirs = pair("llama", vocab_size=5, pad_token_id=None)
     prompt = [1, 3, 4]
@@ -294,46 +416,50 @@ def test_frequencies_of_two_tokens_are_their_probabilities(pair, temperature):
     for a in (0, 1, 3, 4):
         second = exact(theirs, prompt + [a], temperature)
         probabilities |= {(a, b): float(first[a] * second[b]) for b in range(5)}
-    assert_drawn_from(Counter(c.ids for group in drawn for c in group), probabilities)
+    assert_drawn_from(parity, Counter(c.ids for group in drawn for c in group), probabilities)
 
 
-def keep_top_k(k):
-    return lambda p: p.where(p >= p.sort(descending=True).values[k - 1], 0.0)
-
-
-def keep_top_p(limit):
-    """The likeliest tokens in order until their sum reaches the limit, the one that reaches it included."""
-    def cut_off(p):
-        kept, total = torch.zeros_like(p), 0.0
-        for token in p.argsort(descending=True).tolist():
-            if total < limit:
-                kept[token] = p[token]
-            total += float(p[token])
-        return kept
-
-    return cut_off
-
-
-@pytest.mark.parametrize("settings, allowed", [
-    (dict(top_k=1), keep_top_k(1)), (dict(top_k=4), keep_top_k(4)), (dict(top_k=99), lambda p: p),
-    (dict(top_p=0.1), keep_top_p(0.1)), (dict(top_p=0.6), keep_top_p(0.6)), (dict(top_p=0.95), keep_top_p(0.95)),
-    (dict(top_k=5, top_p=0.7), lambda p: keep_top_p(0.7)(keep_top_k(5)(p) / keep_top_k(5)(p).sum()))])
-def test_cut_distributions(pair, settings, allowed):
-    """4,000 draws of one token at temperature 1.5 against the distribution cut by hand. Log-probs stay those before
-    the cut."""
+@pytest.mark.parity
+@pytest.mark.parametrize("top_k, top_p", [(1, 1.0), (4, 1.0), (99, 1.0), (0, 0.1), (0, 0.6), (0, 0.95), (5, 0.7)])
+def test_cut_distributions(pair, parity, top_k, top_p):
+    """4,000 draws of one token at temperature 1.5 against what transformers' warpers leave of its own logits. Log-probs stay
+    those before the cut."""
     ours, theirs = pair("llama", **SMALL)
     prompt = [1, 3, 4]
     drawn = sample(ours, [prompt] * 200, completions=20, max_new_tokens=1, stopping=stop_at(2), temperature=1.5,
-                   generator=torch.Generator().manual_seed(0), **settings)
-    probabilities = dict(enumerate(exact(theirs, prompt, 1.5, allowed).tolist()))
+                   generator=torch.Generator().manual_seed(0), top_k=top_k, top_p=top_p)
+    uncut = theirs(input_ids=torch.tensor([prompt])).logits[:, -1].double() / 1.5
+    left = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k or 13)(None, uncut))
+    probabilities = dict(enumerate(left[0].softmax(-1).tolist()))
     counts = Counter(c.ids[0] for group in drawn for c in group)
     if sum(p > 0 for p in probabilities.values()) == 1:
-        assert probabilities.keys() >= counts.keys() and [probabilities[t] for t in counts] == [1.0]
+        assert [probabilities[token] for token in counts] == [1.0]
     else:
-        assert_drawn_from(counts, probabilities)
-    uncut = exact(theirs, prompt, 1.5).log()
+        assert_drawn_from(parity, counts, probabilities)
     for completion in itertools.chain(*drawn):
-        assert completion.logprobs[0] == pytest.approx(float(uncut[completion.ids[0]]), abs=1e-4)
+        assert completion.logprobs[0] == pytest.approx(float(uncut[0].log_softmax(-1)[completion.ids[0]]), abs=1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family, temperature, top_k, top_p", [
+    ("llama", 1.0, 0, 1.0), ("qwen2", 0.6, 0, 1.0), ("gemma", 1.8, 0, 1.0), ("mistral", 1.5, 5, 1.0), ("qwen3", 1.5, 0, 0.7),
+    ("llama", 1.3, 7, 0.8)])
+def test_draws_equal_those_of_transformers_from_the_same_random_numbers(pair, parity, family, temperature, top_k, top_p):
+    """Both draw by ``torch.multinomial`` from rows in one order, so a seed makes one sequence of draws: token by token, over
+    ragged prompts, until each completion stops. Warpers that kept one token more, or a temperature at another place, would
+    bend it."""
+    ours, theirs = pair(family)
+    prompts, stop_ids = random_prompts(10, vocabulary=61), (2, 5, 11, 40, 41)
+    torch.manual_seed(3)
+    out = theirs.generate(**left_padded(prompts), do_sample=True, num_return_sequences=4, max_new_tokens=8, top_k=top_k,
+                          temperature=temperature, top_p=top_p, eos_token_id=list(stop_ids), pad_token_id=0)
+    expected = [cut(ids[max(map(len, prompts)):], stop_ids) for ids in out.tolist()]
+    drawn = sample(ours, prompts, completions=4, max_new_tokens=8, stopping=stop_at(*stop_ids, vocabulary=61),
+                   temperature=temperature, top_k=top_k, top_p=top_p, generator=torch.Generator().manual_seed(3))
+    got = [completion.ids for group in drawn for completion in group]
+    assert any(len(ids) < 8 for ids in got)
+    parity("greedy decoding and sampling: sequences", "transformers",
+           sum(ids != other for ids, other in zip(got, expected, strict=True)), bound=0, unit="different", cases=len(got))
 
 
 def test_greedy_logprobs_are_those_at_temperature_one(pair):
@@ -394,7 +520,8 @@ def test_bfloat16_models_search_in_float32(checkpoint):
 
 
 @pytest.mark.slow
-def test_smollm2_beams_equal_those_of_transformers(smollm2):
+@pytest.mark.parity
+def test_smollm2_beams_equal_those_of_transformers(smollm2, parity):
     import transformers
 
     from minigrpo.policy.weights import load_policy
@@ -403,7 +530,5 @@ def test_smollm2_beams_equal_those_of_transformers(smollm2):
     texts = ["SELECT name FROM athletes WHERE", "The capital of France is", "def fibonacci(n):\n", "Q: 2 + 2 = ? A:"]
     prompts = [policy.tokenizer.encode(text) for text in texts]
     found = beam_search(policy.model, prompts, completions=4, max_new_tokens=12, stopping=policy.stopping)
-    for prompt, group in zip(prompts, found):
-        [expected] = beams_of_transformers(theirs, [prompt], 4, 12, policy.tokenizer.stop_ids, 1.0, False)
-        assert [c.ids for c in group] == [ids for ids, _ in expected]
-        assert [score(c, 1.0) for c in group] == pytest.approx([value for _, value in expected], abs=1e-4)
+    expected = beams_of_transformers(theirs, prompts, 4, 12, policy.tokenizer.stop_ids, 1.0, False)
+    assert_same_beams(parity, theirs, prompts, found, expected, 4, 12, policy.tokenizer.stop_ids, 1.0, False)
