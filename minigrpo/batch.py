@@ -62,7 +62,7 @@ def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, t
     """
     reward_QK = torch.tensor([[rollout.reward.total for rollout in group.rollouts] for group in groups],
                              dtype=torch.float64)
-    advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(torch.float32)
+    advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(torch.promote_types(model.dtype, torch.float32))
     sizes = [(len(group.prompt_ids), max(len(rollout.completion.ids) for rollout in group.rollouts)) for group in groups]
     return Batch(tuple(_make_part([groups[q] for q in chosen], advantage_QK[chosen].to(model.device), model,
                                   keep_old=grpo.updates_per_rollout > 1, temperature=temperature, clock=clock)
