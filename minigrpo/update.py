@@ -4,6 +4,7 @@ import math
 from typing import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo import config
@@ -47,7 +48,7 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
             for name, value in {"loss": loss.detach(), **metrics, **weighted}.items():
                 sums[name] = sums[name] + value
             gap_BC = (old_logp_BC - part.generation_logp_BC).abs().where(part.mask_BC, 0.0)
-            gaps.append((gap_BC.sum() / tokens, gap_BC.max()))
+            gaps.append((gap_BC.sum() / tokens, F.pad(gap_BC.flatten(), (0, 1)).max()))     # a batch without a token: 0
         report = {name: value.item() for name, value in sums.items()}
         return {**report, "ratio": 1.0 + report["ratio_drift"], **_step(optimizer, grpo.max_grad_norm),
                 "logp_gap_mean": sum(mean.item() for mean, _ in gaps), "logp_gap_max": max(most.item() for _, most in gaps)}
