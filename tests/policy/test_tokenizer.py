@@ -237,7 +237,8 @@ def with_bos(rust):
 
 FILES = MADE | {"Llama 2's": with_bos(sentencepiece(prefix_space=True)), "Gemma's": with_bos(sentencepiece())}
 NAMES = ["Christine Stückelberger", "Poreč", "Dvořák-Ångström, Zoë", "e\u0301 as two signs", "東京 大坂なおみ",
-         "🏃‍♀️👩🏽‍🚀", "יעל ארד", "Лариса Латынина", "\u200bzero\u00a0width", "ﬁ ǅ ß ẞ İı", "\ud7ff\U0010ffff", "O'Neil; \"q\" \\n\t\r\n"]
+         "🏃‍♀️👩🏽‍🚀", "יעל ארד", "Лариса Латынина", "\u200bzero\u00a0width", "ﬁ ǅ ß ẞ İı",
+         "\ud7ff\U0010ffff", "O'Neil; \"q\" \\n\t\r\n"]
 
 
 @pytest.fixture(scope="session")
