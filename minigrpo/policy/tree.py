@@ -2,7 +2,8 @@
 
 One rule: a token sees the trunk, its own ancestors in the branches, and itself (with a sliding window, only positions less
 than a window away). Padding sees itself only and is seen by no one: a row that saw nothing would be 0/0 in the softmax, and
-NaN spreads. Knows no model and no text.
+NaN spreads. Even unseen it must be a number, as what is masked counts 0 times and 0 · NaN is NaN: so padding repeats its
+prompt's first token, which sees only itself too, and is finite wherever the prompt is. Knows no model and no text.
 
 Layout of the S = P + K·C slots: trunk first, right-padded to P; then the branches, depth-major (slot P + c·K + k), so that
 while decoding the slots in use are a prefix. Positions are p_q + c, never slot numbers.
@@ -19,7 +20,7 @@ from minigrpo.shapes import check
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts side by side: ``ids_QP`` right-padded with zeros, ``length_Q`` the true lengths p_q ≥ 1."""
+    """Prompts side by side: ``ids_QP``, right-padded each with its own first token, ``length_Q`` the true lengths p_q ≥ 1."""
 
     ids_QP: Tensor
     length_Q: Tensor
@@ -34,9 +35,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device | str 
     if not prompts or not all(prompts):
         raise ValueError("a prompt has no tokens")
     length_Q = torch.tensor([len(ids) for ids in prompts])
-    ids_QP = torch.zeros(len(prompts), int(length_Q.max()), dtype=torch.long)
-    for row, ids in zip(ids_QP, prompts):
-        row[:len(ids)] = torch.tensor(ids)
+    ids_QP = torch.tensor([[*ids, *ids[:1] * (int(length_Q.max()) - len(ids))] for ids in prompts])
     return Prompts(ids_QP.to(device), length_Q.to(device))
 
 
@@ -106,6 +105,7 @@ def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window:
 
     inside_KC = P + (depth_C - 1) * K + torch.arange(K, device=device)[:, None]
     predictor_QKC = torch.where(depth_C == 0, (prompts.length_Q - 1)[:, None, None], inside_KC)
+    ids_QKC = ids_QKC.where(live_QKC, prompts.ids_QP[:, :1, None])
     return ScoringTree(torch.cat([prompts.ids_QP, depth_major(ids_QKC)], dim=1), positions_QS, visible_QSS, predictor_QKC)
 
 

@@ -157,9 +157,13 @@ def both(config, folder):
     return ours, theirs
 
 
+def named_shapes(model):
+    """A tied head is one parameter, under one name."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def assert_the_same_model(ours, theirs):
-    ours_named, theirs_named = ({name: tuple(p.shape) for name, p in model.named_parameters()} for model in (ours, theirs))
-    assert ours_named == theirs_named                       # each tied head once
+    assert named_shapes(ours) == named_shapes(theirs)
     facts, config = ours.architecture, theirs.config
     assert (facts.norm_eps, facts.max_positions, facts.rope_theta) == (
         config.rms_norm_eps, config.max_position_embeddings, config.rope_parameters["rope_theta"])
@@ -200,9 +204,12 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_config_makes_the_model_that_transformers_makes_and_no_parameter_more(name, tmp_path):
+def test_a_published_config_makes_the_model_that_transformers_makes_and_no_parameter_more(name, parity, tmp_path):
     ours, theirs = both(json.loads((CONFIGS / name / "config.json").read_text()), tmp_path)
+    parity("names and shapes, published configs", "transformers", named_shapes(ours) != named_shapes(theirs), bound=0,
+           cases=len(named_shapes(theirs)))
     assert_the_same_model(ours, theirs)
     assert sum(parameter.numel() for parameter in ours.parameters()) == PUBLISHED[name]
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.search import beam_search, sample
@@ -445,18 +445,29 @@ def test_cut_distributions(pair, parity, top_k, top_p):
     ("llama", 1.0, 0, 1.0), ("qwen2", 0.6, 0, 1.0), ("gemma", 1.8, 0, 1.0), ("mistral", 1.5, 5, 1.0), ("qwen3", 1.5, 0, 0.7),
     ("llama", 1.3, 7, 0.8)])
 def test_draws_equal_those_of_transformers_from_the_same_random_numbers(pair, parity, family, temperature, top_k, top_p):
-    """Both draw by ``torch.multinomial`` from rows in one order, so a seed makes one sequence of draws: token by token, over
-    ragged prompts, until each completion stops. Warpers that kept one token more, or a temperature at another place, would
-    bend it."""
+    """One uniform number a token, drawn before the first: the token is where the running sum of what transformers' warpers leave
+    passes it. Token by token, over ragged prompts, until each completion stops. Warpers that kept one token more, or a
+    temperature at another place, would bend it."""
     ours, theirs = pair(family)
     prompts, stop_ids = random_prompts(10, vocabulary=61), (2, 5, 11, 40, 41)
-    torch.manual_seed(3)
-    out = theirs.generate(**left_padded(prompts), do_sample=True, num_return_sequences=4, max_new_tokens=8, top_k=top_k,
-                          temperature=temperature, top_p=top_p, eos_token_id=list(stop_ids), pad_token_id=0)
-    expected = [cut(ids[max(map(len, prompts)):], stop_ids) for ids in out.tolist()]
-    drawn = sample(ours, prompts, completions=4, max_new_tokens=8, stopping=stop_at(*stop_ids, vocabulary=61),
+    uniform_QKC = torch.empty(10, 4, 8).uniform_(generator=torch.Generator().manual_seed(3))
+    warpers = [TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k or 61), TopPLogitsWarper(top_p)]
+
+    def drawn_alone(prompt, uniform_C):
+        ids = list(prompt)
+        for uniform in uniform_C.double():
+            logits = theirs(input_ids=torch.tensor([ids])).logits[:, -1].double()
+            for warper in warpers:
+                logits = warper(None, logits)
+            ids.append(int(torch.searchsorted(logits[0].softmax(-1).cumsum(-1), uniform, right=True)))
+            if ids[-1] in stop_ids:
+                break
+        return tuple(ids[len(prompt):])
+
+    expected = [drawn_alone(prompt, uniform_C) for prompt, group in zip(prompts, uniform_QKC) for uniform_C in group]
+    found = sample(ours, prompts, completions=4, max_new_tokens=8, stopping=stop_at(*stop_ids, vocabulary=61),
                    temperature=temperature, top_k=top_k, top_p=top_p, generator=torch.Generator().manual_seed(3))
-    got = [completion.ids for group in drawn for completion in group]
+    got = [completion.ids for group in found for completion in group]
     assert any(len(ids) < 8 for ids in got)
     parity("greedy decoding and sampling: sequences", "transformers",
            sum(ids != other for ids, other in zip(got, expected, strict=True)), bound=0, unit="different", cases=len(got))

@@ -19,9 +19,9 @@ def ragged_example(window=None):
     return scoring_tree(prompts, ids_QKC, live_QKC, window=window)
 
 
-def test_prompts_are_padded_on_the_right_with_zeros():
+def test_prompts_are_padded_on_the_right_each_with_its_first_token():
     prompts = pad_prompts([[5], [6, 7, 8]])
-    assert prompts.ids_QP.tolist() == [[5, 0, 0], [6, 7, 8]]
+    assert prompts.ids_QP.tolist() == [[5, 5, 5], [6, 7, 8]]
     assert prompts.length_Q.tolist() == [1, 3]
     assert prompts.live_QP.tolist() == [[X, O, O], [X, X, X]]
 
@@ -66,9 +66,9 @@ def test_trunk_visibility_by_hand():
 
 def test_slots_and_positions_by_hand():
     # Trunk slots 0..2, then depth-major: (depth 0, branch 0), (0, 1), (1, 0), (1, 1). Positions of a branch are p_q +
-    # c: 2 and 3 for the prompt of two, 3 and 4 for the prompt of three.
+    # c: 2 and 3 for the prompt of two, 3 and 4 for the prompt of three. Padding is 11 and 21, the prompts' first tokens.
     tree = ragged_example()
-    assert tree.ids_QS.tolist() == [[11, 12, 0, 1, 3, 2, 0], [21, 22, 23, 4, 5, 0, 6]]
+    assert tree.ids_QS.tolist() == [[11, 12, 11, 1, 3, 2, 11], [21, 22, 23, 4, 5, 21, 6]]
     assert tree.positions_QS.tolist() == [[0, 1, 2, 2, 2, 3, 3], [0, 1, 2, 3, 3, 4, 4]]
 
 

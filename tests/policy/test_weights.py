@@ -1,5 +1,6 @@
 """Model folders and adapters on disk: what loads, what is refused and in which words."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -67,6 +68,22 @@ def test_every_tensor_is_cast_to_the_dtype_asked_for(copy_of, stored, asked):
     model = load(copy_of(store), asked)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == asked and parameter.equal(originals[name].to(asked)), name
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("family, tied", [("llama", False), ("gemma", True), ("qwen2", True), ("qwen3", False)])
+def test_a_file_in_any_dtype_or_several_give_the_logits_of_transformers(checkpoint, parity, tmp_path, family, tied, stored):
+    """Written, and read again in float32, by transformers: rounded to what the file holds, and no further."""
+    _, theirs = checkpoint(family, tie_word_embeddings=tied)
+    for size in ("1GB", "8KB"):
+        copy.deepcopy(theirs).to(stored).save_pretrained(tmp_path / size, max_shard_size=size)
+        assert (len(list((tmp_path / size).glob("*.safetensors"))) > 1) == (size == "8KB")
+        read = type(theirs).from_pretrained(tmp_path / size, dtype=torch.float32, attn_implementation="eager")
+        with torch.no_grad():
+            expected = read(input_ids=random_ids(2, 12)).logits
+        parity("logits, bf16, fp16, fp32 files, sharded too", "transformers", bound=2e-5, unit="of scale",
+               difference=(logits(load(tmp_path / size)) - expected).abs().max() / expected.abs().max())
 
 
 def test_the_model_is_frozen_and_in_evaluation_mode(checkpoint):
