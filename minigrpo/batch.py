@@ -60,6 +60,8 @@ def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, t
     Groups of like size go into one part, as many as ``grpo.micro_batch_tokens`` tree slots hold (at least one), so that a
     long completion makes no short one pay for it.
     """
+    if model.checkpointing:
+        model.kept = None                       # memory is short: the next search makes its buffers anew
     reward_QK = torch.tensor([[rollout.reward.total for rollout in group.rollouts] for group in groups],
                              dtype=torch.float64)
     advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(torch.promote_types(model.dtype, torch.float32))

@@ -70,6 +70,10 @@ class Model:
     dtype: str = key("auto", "of the base weights; auto: bfloat16 on CUDA, float32 on the CPU",
                      choices=("auto", "float32", "bfloat16"))
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    fuse: bool = key(False, "torch.compile makes one kernel of each chain of small operations: faster on CUDA, which needs a "
+                            "C compiler for it; half a minute at the start")
+    checkpointing: bool = key(False, "keep one activation a layer and compute the rest again in the backward pass: less "
+                                     "memory, slower; buffers of the generation are freed before the update")
     adapter: str = key("", "an adapter in peft's layout to start from: the reference policy; its own rank, alpha "
                            "and targets are used, not those of [lora]")
     new: NewModel = field(default=NewModel())

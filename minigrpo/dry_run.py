@@ -43,7 +43,8 @@ def dry_run(cfg: config.Config) -> int:
         prompt = judge.prompt(data.known[0])
         databases = ", ".join(judge.databases)
     program = program_memory(device)
-    plan = make_plan(cfg, architecture, load, rank=facts["rank"], targets=facts["targets"], dtype=dtype)
+    plan = make_plan(cfg, architecture, load, rank=facts["rank"], targets=facts["targets"], dtype=dtype,
+                     keeps_search=device.type != "cpu" and not cfg.model.checkpointing)
     splits = {cfg.task.split: data.known, cfg.evaluation.split: data.dev, **data.splits}
     taught = f", {checked:,} gold queries run and none failed" if checked else ""
     kind = f"{architecture.family}, {architecture.layers} layers of width {architecture.width}"

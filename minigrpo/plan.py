@@ -7,7 +7,7 @@ the bytes that would be alive are counted. Every prompt is taken to be as long a
 
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 import torch
@@ -92,8 +92,9 @@ class Load:
 
 
 def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, rank: int, targets: tuple[str, ...],
-              dtype: torch.dtype) -> Plan:
-    """The plan of a config for a model of ``architecture`` in ``dtype``."""
+              dtype: torch.dtype, keeps_search: bool = False) -> Plan:
+    """The plan of a config for a model of ``architecture`` in ``dtype``. ``keeps_search``: the buffers of a generation stay
+    for the next one, as they do on CUDA unless ``model.checkpointing`` frees them."""
     phases, fake = {}, FakeTensorMode()
     if cfg.warmup.source and cfg.warmup.method == "full":
         with fake, Alive() as alive:
@@ -111,10 +112,12 @@ def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, ran
         if cfg.model.adapter or "warm-up" in phases and cfg.warmup.method == "lora":
             freeze_reference(model)
         Q, K, C = cfg.grpo.questions, generation.completions, generation.max_new_tokens
-        phases["generate"] = _generate(model, alive, adapters, Q, load.prompt, K, C, generation.method)
-        phases["evaluate"] = _generate(model, alive, adapters, evaluation.batch, load.prompt, 1, C, "greedy")
+        phases["generate"], held = _generate(model, alive, adapters, Q, load.prompt, K, C, generation.method)
+        phases["evaluate"], _ = _generate(model, alive, adapters, evaluation.batch, load.prompt, 1, C, "greedy")
+        model.checkpointing = cfg.model.checkpointing
         parts = pack([(load.prompt, C)] * Q, K, cfg.grpo.micro_batch_tokens)
-        phases["update"] = _update(model, alive, adapters, parts, load.prompt, K, C)
+        update = _update(model, alive, adapters, parts, load.prompt, K, C)
+        phases["update"] = replace(update, work=update.work + held) if keeps_search else update
     return Plan(total - adapters, adapters, phases, len(parts[0]))
 
 
@@ -128,9 +131,10 @@ def _build(architecture: Architecture, dtype: torch.dtype) -> CausalLM:
         torch.set_default_dtype(before)
 
 
-def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: int, C: int, method: str) -> Phase:
-    """Prompts, and the last token: by then all slots of the cache are in use. The optimiser's state lies beside it from the
-    second step on."""
+def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: int, C: int,
+              method: str) -> tuple[Phase, int]:
+    """Prompts, and the last token: by then all slots of the cache are in use; and the bytes that a kept search holds. The
+    optimiser's state lies beside it from the second step on."""
     kept = alive.peak = alive.now
     tables = (torch.zeros(1, model.architecture.vocabulary, dtype=dtype) for dtype in (torch.long, torch.bool))
     with torch.no_grad(), Rounded(model):
@@ -141,7 +145,8 @@ def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: in
         tree.reach(C - 1)
         calls = alive.calls
         search.step()
-    return Phase(kept + STATE * 4 * trained, alive.peak - kept, alive.calls - calls)
+        held = alive.now - kept
+    return Phase(kept + STATE * 4 * trained, alive.peak - kept, alive.calls - calls), held
 
 
 def _update(model: CausalLM, alive: Alive, trained: int, parts: list[list[int]], P: int, K: int, C: int) -> Phase:
@@ -167,7 +172,7 @@ def _warm_up(model: CausalLM, alive: Alive, cfg: config.Config, load: Load) -> P
     step = _update(model, alive, trained, pack([(P, C)] * cfg.warmup.batch, 1, cfg.grpo.micro_batch_tokens), P, 1, C)
     if not cfg.warmup.stop_at:
         return step
-    look = _generate(model, alive, trained, cfg.evaluation.batch, load.prompt, 1, cfg.generation.max_new_tokens, "greedy")
+    look, _ = _generate(model, alive, trained, cfg.evaluation.batch, load.prompt, 1, cfg.generation.max_new_tokens, "greedy")
     return Phase(step.kept, max(step.work, look.work), step.calls)
 
 

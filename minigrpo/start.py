@@ -110,6 +110,9 @@ def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.
                          stop_strings=cfg.generation.stop_strings, stop_ids=turn_end(cfg, folder))
     if adapters:
         add_lora(policy.model, **adapter_facts(cfg), generator=generator(cfg.run.seed, 0, "adapters"))
+    policy.model.checkpointing = cfg.model.checkpointing
+    if cfg.model.fuse:
+        policy.model.fuse()
     return policy
 
 

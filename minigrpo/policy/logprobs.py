@@ -35,7 +35,7 @@ def logprobs_at(places: Places, model: CausalLM, prompts: Prompts, ids_QKC: Tens
                 chunk: int) -> Tensor:
     """logp_T of the tokens at ``places``; arguments as in ``completion_logprobs``."""
     tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
-    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)
+    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)
     hidden_TD, ids_T = hidden_QSD[places[0], tree.predictor_QKC[places]], ids_QKC[places]
     return torch.cat([checkpoint(token_logprobs, model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature,
                                  use_reentrant=False, preserve_rng_state=False)
@@ -46,5 +46,7 @@ def token_logprobs(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperatur
     """logp_T = log softmax(logits / temperature)[id], in float32 (float64 for a float64 model)."""
     check(hidden_TD=hidden_TD, ids_T=ids_T)
     logits_TV = model.logits(hidden_TD)
-    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)) / temperature
+    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+    if temperature != 1.0:                                          # a pass over the widest tensor there is
+        logits_TV = logits_TV / temperature
     return logits_TV.gather(1, ids_T[:, None])[:, 0] - logits_TV.logsumexp(dim=-1)

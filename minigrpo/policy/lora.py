@@ -54,44 +54,45 @@ def project(x: Tensor, *layers: nn.Linear | LoRALinear) -> list[Tensor]:
         return [F.linear(x, base.weight, base.bias) if pair is None else project(x, layer)[0]
                 for layer, base, pair in zip(layers, bases, pairs)]
     rows, (As, Bs) = x.reshape(-1, x.shape[-1]), zip(*pairs)
-    outs = Adapted.apply(rows, [base.weight for base in bases], [base.bias for base in bases],
-                         [layer.scaling for layer in layers], *As, *Bs)
+    outs = Adapted.apply(rows, tuple(layer.scaling for layer in layers), *(base.weight for base in bases),
+                         *(base.bias for base in bases), *As, *Bs)
     return [out.view(*x.shape[:-1], -1) for out in outs]
 
 
 class Adapted(torch.autograd.Function):
-    """Frozen linear layers of one input, each with an adapter: x Wᵢᵀ + sᵢ (x Aᵢᵀ) Bᵢᵀ.
+    """n frozen linear layers of one input, each with an adapter: x Wᵢᵀ + bᵢ + sᵢ (x Aᵢᵀ) Bᵢᵀ; ``tensors`` are all W, all b
+    (or None), all A, all B.
 
     Every sum is taken inside a matrix product, in its accumulator: none costs a pass of its own over memory, or a rounding.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, Ws: list[Tensor], biases: list[Tensor | None],
-                scalings: list[float], *pairs: Tensor) -> tuple[Tensor, ...]:
-        As, Bs = ([half.to(x.dtype) for half in halves] for halves in (pairs[:len(Ws)], pairs[len(Ws):]))
-        A = As[0] if len(As) == 1 else torch.cat(As)
-        low = x @ A.T
-        ctx.Ws, ctx.scalings, ctx.dtypes = Ws, scalings, [half.dtype for half in pairs]
-        ctx.save_for_backward(x, A, low, *Bs)
-        lows = low.split([len(A) for A in As], dim=1)
-        return tuple(F.linear(x, W, bias).addmm_(low, B.T, alpha=scaling)
-                     for W, bias, low, B, scaling in zip(Ws, biases, lows, Bs, scalings))
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, scalings: tuple[float, ...],
+                *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        n = len(scalings)
+        Ws, biases, As, Bs = (tensors[i:i + n] for i in range(0, 4 * n, n))
+        A = As[0].to(x.dtype) if n == 1 else torch.cat(As).to(x.dtype)
+        low, Bs = x @ A.T, [B.to(x.dtype) for B in Bs]
+        ctx.scalings, ctx.dtypes = scalings, [half.dtype for half in tensors[2 * n:]]
+        ctx.save_for_backward(x, low, A, *Ws, *Bs)
+        return tuple(F.linear(x, W, bias).addmm_(part, B.T, alpha=scaling) for W, bias, part, B, scaling
+                     in zip(Ws, biases, low.split([B.shape[1] for B in Bs], dim=1), Bs, scalings))
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, A, low, *Bs = ctx.saved_tensors
+        n = len(grads)
+        x, low, A, *saved = ctx.saved_tensors
+        Ws, Bs = saved[:n], saved[n:]
         ranks = [B.shape[1] for B in Bs]
-        scaled = [scaling * B for scaling, B in zip(ctx.scalings, Bs)]
-        grad_low = torch.cat([grad @ B for grad, B in zip(grads, scaled)], dim=1)
-        grad_As = (grad_low.T @ x).split(ranks)
-        grad_Bs = [scaling * (grad.T @ part) for scaling, grad, part in zip(ctx.scalings, grads, low.split(ranks, dim=1))]
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_low @ A
-            for grad, W in zip(grads, ctx.Ws):
-                grad_x.addmm_(grad, W)
-        halves = (grad.to(dtype) for grad, dtype in zip((*grad_As, *grad_Bs), ctx.dtypes))
-        return grad_x, None, None, None, *halves
+        grad_low = torch.cat([scaling * (grad @ B) for scaling, grad, B in zip(ctx.scalings, grads, Bs)], dim=1)
+        grad_Bs = [scaling * (grad.T @ part)
+                   for scaling, grad, part in zip(ctx.scalings, grads, low.split(ranks, dim=1))]
+        grad_x = grads[0] @ Ws[0]
+        for grad, W in zip(grads[1:], Ws[1:]):
+            grad_x.addmm_(grad, W)
+        grad_x.addmm_(grad_low, A)
+        halves = (grad.to(dtype) for grad, dtype in zip((*(grad_low.T @ x).split(ranks), *grad_Bs), ctx.dtypes))
+        return grad_x, None, *[None] * (2 * n), *halves
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] = TARGETS, rank_stabilised: bool = False,

@@ -4,6 +4,7 @@ What differs between families is in ``Architecture``. Which token sees which is 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from minigrpo.policy.architecture import Architecture, RopeScaling
 from minigrpo.policy.lora import project
-from minigrpo.policy.tree import KVCache, LayerCache, within_window
+from minigrpo.policy.tree import KVCache, LayerCache, TreeVisibility, within_window
 from minigrpo.shapes import check
+
+
+# Fused attention kernels share out work by head and by rows, never by keys. Where there are so few of both, plain matrix
+# products are faster: measured on one H100 with 24 heads of 24 rows (0.8 against 3.7 ms in 30 layers of 2,400 keys); with 128
+# heads they are not.
+FEW_ROWS, FEW_HEADS = 64, 64
 
 
 class CausalLM(nn.Module):
@@ -23,12 +30,13 @@ class CausalLM(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.kept: object = None                # search.py's: buffers and recorded steps of the last search
+        self.checkpointing = False              # keep each layer's input alone and compute the rest again in the backward pass
         self.model = Decoder(architecture)
         if not architecture.tied:
             self.lm_head = nn.Linear(architecture.width, architecture.vocabulary, bias=False)
 
-    def forward(self, ids_QT: Tensor, *, positions_QT: Tensor | None = None, visible_QTS: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids_QT: Tensor, *, positions_QT: Tensor | None = None,
+                visible_QTS: Tensor | TreeVisibility | None = None, cache: KVCache | None = None) -> Tensor:
         """hidden_QTD after the final norm.
 
         Defaults are plain causal: positions are the ``cache``'s slots, and each token sees all before it and itself.
@@ -37,16 +45,27 @@ class CausalLM(nn.Module):
         (Q, T), S = ids_QT.shape, cache.stop if cache else ids_QT.shape[1]
         if positions_QT is None:
             positions_QT = (cache.slots_T if cache else torch.arange(T, device=ids_QT.device)).expand(Q, T)
-        if visible_QTS is None:
+        window = self.architecture.window
+        if visible_QTS is None and (S > T or window is not None and S > window):
             positions_QS = torch.arange(S, device=ids_QT.device).expand(Q, S)
             visible_QTS = positions_QT[:, :, None] >= positions_QS[:, None, :]
-            visible_QTS = within_window(visible_QTS, positions_QT, positions_QS, self.architecture.window)
-        check(ids_QT=ids_QT, positions_QT=positions_QT, visible_QTS=visible_QTS, S=S)
-        return self.model(ids_QT, positions_QT, visible_QTS, cache)
+            visible_QTS = within_window(visible_QTS, positions_QT, positions_QS, window)
+        check(ids_QT=ids_QT, positions_QT=positions_QT)
+        if isinstance(visible_QTS, Tensor):
+            check(ids_QT=ids_QT, visible_QTS=visible_QTS, S=S)
+        return self.model(ids_QT, positions_QT, visible_QTS, cache, self.checkpointing)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] → logits [..., V], in the weights' dtype."""
         return F.linear(hidden, self.model.embed_tokens.weight) if self.architecture.tied else self.lm_head(hidden)
+
+    def fuse(self) -> None:
+        """Let torch.compile make one kernel, forward and backward, of each chain of small operations between the matrix
+        products: norms, rotations, gates. Seconds, once for each use; CUDA needs a C compiler for it."""
+        torch._dynamo.config.recompile_limit = 64               # with and without gradients, by rank and dtype: more than 8
+        for module in self.modules():
+            if isinstance(module, RMSNorm | Rotation | Gate):
+                module.compile(dynamic=True)
 
     @property
     def device(self) -> torch.device:
@@ -73,34 +92,88 @@ class Decoder(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.checkpointing = False              # keep each layer's input alone and compute the rest again in the backward pass
         self.embed_tokens = nn.Embedding(architecture.vocabulary, architecture.width)
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.layers))
         self.norm = RMSNorm(architecture.width, architecture)
 
-    def forward(self, ids_QT: Tensor, positions_QT: Tensor, visible_QTS: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, ids_QT: Tensor, positions_QT: Tensor, visible_QTS: Tensor | TreeVisibility | None,
+                cache: KVCache | None, checkpointing: bool) -> Tensor:
         x_QTD = self.embed_tokens(ids_QT)
         if self.architecture.embedding_scale != 1.0:        # rounded to the weights' dtype, as Gemma was trained
             x_QTD = x_QTD * torch.tensor(self.architecture.embedding_scale, dtype=x_QTD.dtype)
         rotary = rotary_angles(self.architecture, positions_QT, x_QTD.dtype)
-        bias = attention_bias(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
+        bias = attention_biases(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
         for index, layer in enumerate(self.layers):
-            if self.checkpointing and torch.is_grad_enabled():
+            if checkpointing and torch.is_grad_enabled():
                 x_QTD = checkpoint(layer, x_QTD, rotary, bias, None, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_QTD = layer(x_QTD, rotary, bias, cache and cache.layer(index))
         return self.norm(x_QTD)
 
 
-def attention_bias(visible_QTS: Tensor, sharing: int, dtype: torch.dtype) -> Tensor:
-    """[Q, 1, sharing · T, S]: 0 where visible, else −inf, once for each query head that shares keys with others.
+# ----------------------------------------------------------------------------------------------------------- attention
+class TreeBias(NamedTuple):
+    """The additive masks of a tree: the trunk's (None: plain causal), and of Q · K branches over trunk and branch."""
 
-    It is what the attention kernels make of a boolean mask, made once and not in every layer. Rows lie at multiples of eight
-    elements, or CUDA's kernel would copy it in every layer to have them so.
-    """
+    trunk: Tensor | None
+    branch: Tensor
+    branches: int
+
+
+Bias = Tensor | TreeBias | None                 # None: plain causal
+
+
+def attention_biases(visible: Tensor | TreeVisibility | None, sharing: int, dtype: torch.dtype) -> Bias:
+    """What ``attend`` adds to the scores. Made once for all layers."""
+    if isinstance(visible, TreeVisibility):
+        trunk = None if visible.trunk_QPP is None else additive(visible.trunk_QPP, sharing, dtype)
+        return TreeBias(trunk, additive(visible.branch_QKCS.flatten(0, 1), sharing, dtype), visible.branch_QKCS.shape[1])
+    return None if visible is None else additive(visible, sharing, dtype)
+
+
+def additive(visible_QTS: Tensor, sharing: int, dtype: torch.dtype) -> Tensor:
+    """[Q, 1, sharing · T, S]: 0 where visible, else −inf, once for each query head that shares keys with others. Rows lie at
+    multiples of eight elements, or CUDA's kernel would copy it in every layer to have them so."""
     Q, T, S = visible_QTS.shape
     bias = torch.zeros(Q, sharing, T, -(-S // 8) * 8, dtype=dtype, device=visible_QTS.device)[..., :S]
     return bias.masked_fill_(~visible_QTS[:, None], -torch.inf).flatten(1, 2)[:, None]
+
+
+def attend(query_QNTH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: Bias) -> Tensor:
+    """out_QNTH: softmax(query · key / √H + bias) · value; N / M query heads in a row share a key head."""
+    if isinstance(bias, TreeBias):
+        return attend_tree(query_QNTH, key_QMSH, value_QMSH, bias)
+    if bias is None:
+        shared = query_QNTH.shape[1] != key_QMSH.shape[1]
+        return F.scaled_dot_product_attention(query_QNTH, key_QMSH, value_QMSH, is_causal=True, enable_gqa=shared)
+    # Heads that share keys become further rows of one query: the keys are read once for all of them, and any kernel can do it
+    # (CUDA's own way of sharing takes no mask).
+    M, (N, T) = key_QMSH.shape[1], query_QNTH.shape[1:3]
+    query_QMRH = query_QNTH.unflatten(1, (M, N // M)).flatten(2, 3)
+    if query_QMRH.shape[2] <= FEW_ROWS and len(query_QMRH) * M <= FEW_HEADS:
+        scores_QMRS = (query_QMRH * query_QMRH.shape[-1] ** -0.5) @ key_QMSH.transpose(2, 3) + bias
+        out_QMRH = scores_QMRS.softmax(dim=-1) @ value_QMSH
+    else:
+        out_QMRH = F.scaled_dot_product_attention(query_QMRH, key_QMSH, value_QMSH, attn_mask=bias)
+    return out_QMRH.unflatten(2, (N // M, T)).flatten(1, 2)
+
+
+def attend_tree(query_QNSH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: TreeBias) -> Tensor:
+    """The trunk among itself; each branch as a sequence of its own, behind the trunk's keys and values."""
+    (Q, N, S, _), M, K = query_QNSH.shape, key_QMSH.shape[1], bias.branches
+    C = bias.branch.shape[2] // (N // M)
+    P = S - K * C
+
+    def own(x_QXSH: Tensor) -> Tensor:
+        return x_QXSH[:, :, P:].unflatten(2, (K, C)).transpose(1, 2)
+
+    def behind_trunk(x_QMSH: Tensor) -> Tensor:
+        trunk_QKMPH = x_QMSH[:, None, :, :P].expand(Q, K, M, P, -1)
+        return torch.cat([trunk_QKMPH, own(x_QMSH)], dim=3).flatten(0, 1)
+
+    trunk_QNPH = attend(query_QNSH[:, :, :P], key_QMSH[:, :, :P], value_QMSH[:, :, :P], bias.trunk)
+    out_BNCH = attend(own(query_QNSH).flatten(0, 1), behind_trunk(key_QMSH), behind_trunk(value_QMSH), bias.branch)
+    return torch.cat([trunk_QNPH, out_BNCH.unflatten(0, (Q, K)).transpose(1, 2).flatten(2, 3)], dim=2)
 
 
 class Layer(nn.Module):
@@ -111,7 +184,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(architecture.width, architecture)
         self.mlp = MLP(architecture)
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Bias, cache: LayerCache | None) -> Tensor:
         x_QTD = x_QTD + self.self_attn(self.input_layernorm(x_QTD), rotary, bias, cache)
         return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD))
 
@@ -127,25 +200,42 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(N * H, D, bias=architecture.output_bias)
         self.q_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
+        self.rotate = Rotation()
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Bias, cache: LayerCache | None) -> Tensor:
         query_QTNH, key_QTMH, value_QTMH = (
             projected.unflatten(-1, (-1, self.head_size))
             for projected in project(x_QTD, self.q_proj, self.k_proj, self.v_proj))
-        query_QNTH = rotate(self.q_norm(query_QTNH), rotary).transpose(1, 2)
-        key_QMSH = rotate(self.k_norm(key_QTMH), rotary).transpose(1, 2)
+        query_QNTH = self.rotate(self.q_norm(query_QTNH), rotary).transpose(1, 2)
+        key_QMSH = self.rotate(self.k_norm(key_QTMH), rotary).transpose(1, 2)
         value_QMSH = value_QTMH.transpose(1, 2)
         if cache is not None:
             key_QMSH, value_QMSH = cache.write(key_QMSH, value_QMSH)
-        # Heads that share keys become further rows of one query: the keys are read once for all of them, and any kernel can
-        # do it (CUDA's own way of sharing takes no mask).
-        out = F.scaled_dot_product_attention(query_QNTH.unflatten(1, (key_QMSH.shape[1], -1)).flatten(2, 3), key_QMSH,
-                                             value_QMSH, attn_mask=bias)
-        out_QNTH = out.unflatten(2, (-1, query_QNTH.shape[2])).flatten(1, 2)
+        out_QNTH = attend(query_QNTH, key_QMSH, value_QMSH, bias)
         return self.o_proj(out_QNTH.transpose(1, 2).flatten(2))
 
 
+class Rotation(nn.Module):
+    """Turns the pairs (i, i + H/2) of each head by the position's angles: (a, b) → (a cos − b sin, b cos + a sin)."""
+
+    def forward(self, x_QTNH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        cos_QTH, sin_QTH = rotary
+        turned_QTNH = x_QTNH.roll(x_QTNH.shape[-1] // 2, dims=-1)
+        return torch.addcmul(x_QTNH * cos_QTH[:, :, None], turned_QTNH, sin_QTH[:, :, None])
+
+
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+
+
+class Gate(nn.Module):
+    """activation(gate) · up."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.activation(gate) * up
 
 
 class MLP(nn.Module):
@@ -155,11 +245,10 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(D, inner, bias=bias)
         self.up_proj = nn.Linear(D, inner, bias=bias)
         self.down_proj = nn.Linear(inner, D, bias=bias)
-        self.activation = ACTIVATIONS[architecture.activation]
+        self.gate = Gate(architecture.activation)
 
     def forward(self, x_QTD: Tensor) -> Tensor:
-        gate, up = project(x_QTD, self.gate_proj, self.up_proj)
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(self.gate(*project(x_QTD, self.gate_proj, self.up_proj)))
 
 
 class RMSNorm(nn.Module):
@@ -172,13 +261,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide) + self.offset, self.eps).to(x.dtype)
+        scale = self.weight.to(wide) + self.offset if self.offset else self.weight.to(wide)
+        return F.rms_norm(x.to(wide), self.weight.shape, scale, self.eps).to(x.dtype)
 
 
 # ------------------------------------------------------------------------------------------------- rotary positions
 def rotary_angles(architecture: Architecture, positions_QT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos_QTH and sin_QTH of every position (arXiv 2104.09864), computed in float32; both halves of H alike, but that the
-    first half's sines are negative, as ``rotate`` needs them."""
+    first half's sines are negative, as ``Rotation`` needs them."""
     exponents = torch.arange(0, architecture.head_size, 2, device=positions_QT.device).float() / architecture.head_size
     frequencies = 1.0 / architecture.rope_theta ** exponents
     if architecture.rope_scaling is not None:
@@ -197,9 +287,3 @@ def stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = keep.clamp(0.0, 1.0)
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
-
-
-def rotate(x_QTNH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + H/2) of each head by the position's angles: (a, b) → (a cos − b sin, b cos + a sin)."""
-    cos_QTH, sin_QTH = rotary
-    return torch.addcmul(x_QTNH * cos_QTH[:, :, None], x_QTNH.roll(x_QTNH.shape[-1] // 2, dims=-1), sin_QTH[:, :, None])

@@ -17,7 +17,7 @@ from minigrpo.policy.graph import Replay
 from minigrpo.policy.lora import Rounded, active_tensors
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.stopping import Stopping
-from minigrpo.policy.tree import KVCache, Prompts, pad_prompts, trunk_visibility, within_window
+from minigrpo.policy.tree import KVCache, Prompts, causal_visibility, pad_prompts, within_window
 
 ASK_EVERY = 8          # steps between two looks at "all finished" on an accelerator, which has to wait for a look
 STRETCH = 32           # tokens: what a prompt's room is rounded up to, and the depths that attend over equally many slots
@@ -64,10 +64,8 @@ class GrowingTree:
         self.visible_QKS.zero_()
         self.visible_QKS[:, :, :P] = prompts.live_QP[:, None]
         self.depth_1.zero_()
-        positions_QP = self.positions_QS[:, :P]
-        visible_QPP = within_window(trunk_visibility(prompts.live_QP), positions_QP, positions_QP,
-                                    self.model.architecture.window)
-        hidden_QPD = self.model(prompts.ids_QP, positions_QT=positions_QP, visible_QTS=visible_QPP, cache=self.cache)
+        hidden_QPD = self.model(prompts.ids_QP, visible_QTS=causal_visibility(prompts.live_QP, self.model.architecture.window),
+                                cache=self.cache)
         self.reach(0)
         return self.model.logits(hidden_QPD[torch.arange(Q, device=device), prompts.length_Q - 1])[:, None]
 

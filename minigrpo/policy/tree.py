@@ -5,8 +5,9 @@ than a window away). Padding sees itself only and is seen by no one: a row that 
 NaN spreads. Even unseen it must be a number, as what is masked counts 0 times and 0 · NaN is NaN: so padding repeats its
 prompt's first token, which sees only itself too, and is finite wherever the prompt is. Knows no model and no text.
 
-Layout of the S = P + K·C slots: trunk first, right-padded to P; then the branches, depth-major (slot P + c·K + k), so that
-while decoding the slots in use are a prefix. Positions are p_q + c, never slot numbers.
+Layout of the S = P + K·C slots: trunk first, right-padded to P; then the branches: one after the other where they are finished
+(slot P + k·C + c), depth by depth while they grow (slot P + c·K + k), so that the slots in use are a prefix. Positions are
+p_q + c, never slot numbers.
 """
 
 from dataclasses import dataclass
@@ -66,6 +67,26 @@ def within_window(visible_QTS: Tensor, positions_QT: Tensor, positions_QS: Tenso
     return visible_QTS & (positions_QT[:, :, None] - positions_QS[:, None, :] < window)
 
 
+def causal_visibility(live_QP: Tensor, window: int | None) -> Tensor | None:
+    """visible_QPP of the prompts, or None where plain causal attention does: live tokens come first, so they see live ones
+    only, and what padding sees does not matter."""
+    Q, P = live_QP.shape
+    if window is None or P <= window:
+        return None
+    positions_QP = torch.arange(P, device=live_QP.device).expand(Q, P)
+    return within_window(trunk_visibility(live_QP), positions_QP, positions_QP, window)
+
+
+@dataclass(frozen=True)
+class TreeVisibility:
+    """Who sees whom in a tree of finished completions. The trunk: ``trunk_QPP``, or plain causal (None). Slot c of branch k:
+    ``branch_QKCS``, over the P slots of the trunk and the C of its own branch; it never sees another branch, and none of the
+    S × S pairs of slots of different branches is ever laid out."""
+
+    trunk_QPP: Tensor | None
+    branch_QKCS: Tensor
+
+
 @dataclass(frozen=True)
 class ScoringTree:
     """Finished completions laid out for one pass: prompts once, branches behind them.
@@ -76,7 +97,7 @@ class ScoringTree:
 
     ids_QS: Tensor
     positions_QS: Tensor
-    visible_QSS: Tensor
+    visible: TreeVisibility
     predictor_QKC: Tensor
 
 
@@ -85,28 +106,21 @@ def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window:
     check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, live_QKC=live_QKC)
     (Q, K, C), P, device = ids_QKC.shape, prompts.ids_QP.shape[1], ids_QKC.device
     depth_C, trunk_P = torch.arange(C, device=device), torch.arange(P, device=device)
+    position_QC = prompts.length_Q[:, None] + depth_C
+    positions_QS = torch.cat([trunk_P.expand(Q, P), position_QC.repeat(1, K)], dim=1)
 
-    def depth_major(x_QKC: Tensor) -> Tensor:
-        return x_QKC.transpose(1, 2).reshape(Q, C * K)
+    own_QKCC = live_QKC[:, :, :, None] & live_QKC[:, :, None, :] & (depth_C[:, None] >= depth_C)
+    trunk_QKCP = live_QKC[:, :, :, None] & prompts.live_QP[:, None, None]
+    seen_QS = torch.cat([trunk_P.expand(Q, P), position_QC], dim=1)
+    branch_QKCS = torch.cat([trunk_QKCP, own_QKCC], dim=3)
+    branch_QKCS = within_window(branch_QKCS.flatten(1, 2), position_QC.repeat(1, K), seen_QS, window).view_as(branch_QKCS)
+    branch_QKCS[..., depth_C, P + depth_C] = True                   # padding too sees itself
 
-    position_QKC = (prompts.length_Q[:, None, None] + depth_C).expand(Q, K, C)
-    positions_QS = torch.cat([trunk_P.expand(Q, P), depth_major(position_QKC)], dim=1)
-
-    slot = torch.arange(C * K, device=device)                       # of the branches alone, without the trunk's P
-    branch, depth = slot % K, slot // K
-    ancestor = (branch[:, None] == branch) & (depth[:, None] >= depth)
-    live = depth_major(live_QKC)
-    visible_QSS = torch.zeros(Q, P + C * K, P + C * K, dtype=torch.bool, device=device)
-    visible_QSS[:, :P, :P] = trunk_visibility(prompts.live_QP)
-    visible_QSS[:, P:, :P] = live[:, :, None] & prompts.live_QP[:, None, :]
-    visible_QSS[:, P:, P:] = live[:, :, None] & live[:, None, :] & ancestor
-    visible_QSS = within_window(visible_QSS, positions_QS, positions_QS, window)
-    visible_QSS |= torch.eye(P + C * K, dtype=torch.bool, device=device)
-
-    inside_KC = P + (depth_C - 1) * K + torch.arange(K, device=device)[:, None]
+    inside_KC = P - 1 + torch.arange(K, device=device)[:, None] * C + depth_C
     predictor_QKC = torch.where(depth_C == 0, (prompts.length_Q - 1)[:, None, None], inside_KC)
     ids_QKC = ids_QKC.where(live_QKC, prompts.ids_QP[:, :1, None])
-    return ScoringTree(torch.cat([prompts.ids_QP, depth_major(ids_QKC)], dim=1), positions_QS, visible_QSS, predictor_QKC)
+    return ScoringTree(torch.cat([prompts.ids_QP, ids_QKC.flatten(1)], dim=1), positions_QS,
+                       TreeVisibility(causal_visibility(prompts.live_QP, window), branch_QKCS), predictor_QKC)
 
 
 # --------------------------------------------------------------------------------------------------------------- cache

@@ -1,4 +1,4 @@
-"""What SQLite does not refuse by itself, seen in the text of a query: too many copies of a WITH table, two tables of one name."""
+"""What SQLite does not refuse by itself, seen in a query's text: too many copies of a WITH table, one name for two tables."""
 
 import math
 import re
@@ -36,10 +36,10 @@ def expansions(sql: str) -> int:
 
 
 def named_twice(sql: str) -> str:
-    """The name that two tables of one FROM bear, or "". MariaDB refuses it; SQLite reads every column from the first of them.
+    """The name that two tables of one FROM bear, or "". MariaDB refuses it; SQLite reads each column from the first of them.
 
-    >>> named_twice("SELECT * FROM Medal JOIN Athlete ON 1 = 1 JOIN Medal ON 2 = 2"), named_twice("SELECT * FROM Medal, Medal m")
-    ('Medal', '')
+    >>> named_twice("SELECT * FROM Pet JOIN Owner ON 1 = 1 JOIN Pet ON 2 = 2"), named_twice("SELECT * FROM Pet, Pet p")
+    ('Pet', '')
     """
     text = f"( {' '.join(_words(sql))} "
     while "(" in text:

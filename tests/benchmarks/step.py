@@ -1,10 +1,10 @@
-"""What one GRPO step costs, phase by phase, here and in the libraries that one would otherwise use, on the same work in one run.
+"""What one GRPO step costs, phase by phase, here and in the libraries one would otherwise use, on the same work in one run.
 
-    python tests/benchmarks/step.py --device cpu|cuda --model tiny|smollm2|codegemma7b [--peers] [--compile] [--checkpointing] [--json FILE]
+    python tests/benchmarks/step.py --device cpu|cuda --model tiny|smollm2|codegemma7b [--peers] [--fuse] [--json FILE]
 
-Weights are random and of the named shape; rank-16 adapters sit on all seven projections. Nobody may stop early: every completion
-has exactly as many tokens as the table says, and that is asserted. Each library runs in a process of its own, one after the
-other, so that its memory is its own. The SQL of a step are real queries of the quickstart's questions, on SQLite.
+Weights are random and of the named shape; rank-16 adapters sit on all seven projections. Nobody may stop early: every
+completion has exactly as many tokens as the table says, and that is asserted. Each library runs in a process of its own, one
+after the other, so that its memory is its own. The SQL of a step are real queries of the quickstart's questions, on SQLite.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -35,23 +36,25 @@ class Work:
     completions: int
     tokens: int
     micro_batch: int                            # sequences the peers put through at once in the update
+    budget: int                                 # our micro_batch_tokens
     repeats: int
 
 
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu",
          "max_position_embeddings": 2048}
-TINY = LLAMA | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "num_key_value_heads": 2}
+TINY = LLAMA | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2}
 SMOLLM2 = LLAMA | {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
                    "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 100000.0}
-CODEGEMMA = {"model_type": "gemma", "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
-             "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "rms_norm_eps": 1e-6,
-             "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "tie_word_embeddings": True}
-WORKS = {("tiny", "cpu"): Work(TINY, 4, 64, 2, 32, 8, 5), ("tiny", "cuda"): Work(TINY, 4, 64, 2, 32, 8, 5),
-         ("smollm2", "cpu"): Work(SMOLLM2, 4, 350, 2, 64, 8, 3), ("smollm2", "cuda"): Work(SMOLLM2, 8, 350, 8, 256, 64, 5),
-         ("codegemma7b", "cpu"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 1),
-         ("codegemma7b", "cuda"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 5)}
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 2**20}
+CODEGEMMA = {"model_type": "gemma", "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
+             "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
+             "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "tie_word_embeddings": True}
+WORKS = {("tiny", "cpu"): Work(TINY, 4, 64, 2, 32, 8, 1024, 5),
+         ("tiny", "cuda"): Work(TINY, 4, 64, 2, 32, 8, 1024, 5),
+         ("smollm2", "cpu"): Work(SMOLLM2, 4, 350, 2, 64, 8, 1024, 3),
+         ("smollm2", "cuda"): Work(SMOLLM2, 8, 350, 8, 256, 64, 32768, 5),
+         ("codegemma7b", "cpu"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 2304, 1),
+         ("codegemma7b", "cuda"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 2304, 5)}
 RANK, ALPHA = 16, 32.0
 
 
@@ -116,7 +119,7 @@ def our_model(work: Work, device: torch.device) -> "torch.nn.Module":
     return model
 
 
-def measure_minigrpo(work: Work, device: str, *, compiled: bool, checkpointing: bool) -> None:
+def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: bool) -> None:
     from minigrpo import config
     from minigrpo.batch import make_batch
     from minigrpo.metrics import Clock
@@ -134,18 +137,17 @@ def measure_minigrpo(work: Work, device: str, *, compiled: bool, checkpointing: 
     meter, where = Meter("minigrpo", device, work.repeats), choose_device(device)
     Q, P, K, C = work.questions, work.prompt, work.completions, work.tokens
     model = our_model(work, where)
-    model.model.checkpointing = checkpointing
-    if compiled:
-        model.compile_layers()
+    model.checkpointing = checkpointing
+    if fused:
+        model.fuse()
 
     V, draws = model.architecture.vocabulary, torch.Generator(where).manual_seed(0)
     prompts = torch.randint(10, V - 10, (Q, P), generator=torch.Generator().manual_seed(1)).tolist()
     never = Stopping(torch.zeros(1, V, dtype=torch.long), torch.zeros(1, V, dtype=torch.bool))
-    grpo = config.GRPO(micro_batch_tokens=MICRO_BATCH_TOKENS[device], kl_coef=0.04)
+    grpo = config.GRPO(micro_batch_tokens=work.budget, kl_coef=0.04)
     optimizer, clock = make_optimizer(model, grpo), Clock(lambda: settle(where))
-    tree = GrowingTree(model, Q, -(-P // STRETCH) * STRETCH, K, C)
 
-    def prefill() -> None:
+    def prefill(tree: GrowingTree) -> None:
         with torch.inference_mode():
             tree.prefill(pad_prompts(prompts, device=where))
 
@@ -157,8 +159,7 @@ def measure_minigrpo(work: Work, device: str, *, compiled: bool, checkpointing: 
         return found
 
     facts = {"tokens": Q * K * C, "sequences": Q * K}
-    once = meter("prefill", prefill, tokens=Q * P)
-    del tree
+    once = meter("prefill", partial(prefill, GrowingTree(model, Q, -(-P // STRETCH) * STRETCH, K, C)), tokens=Q * P)
     for method in ("beam", "sample"):
         seconds = meter(f"generate ({method})", lambda: generate(method), warm=2, **facts)
         meter.row(f"decode one token ({method})", [(seconds - once) / C], 0)
@@ -312,14 +313,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=("tiny", "smollm2", "codegemma7b"), default="tiny")
     parser.add_argument("--peers", action="store_true", help="transformers, peft and trl beside it")
-    parser.add_argument("--compile", action="store_true", help="our layers through torch.compile")
+    parser.add_argument("--fuse", action="store_true", help="our small operations through torch.compile")
     parser.add_argument("--checkpointing", action="store_true", help="our layers recomputed in the backward pass")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", choices=WHO, help=argparse.SUPPRESS)
     args = parser.parse_args()
     work = WORKS[args.model, args.device]
     if args.only == "minigrpo":
-        return measure_minigrpo(work, args.device, compiled=args.compile, checkpointing=args.checkpointing)
+        return measure_minigrpo(work, args.device, fused=args.fuse, checkpointing=args.checkpointing)
     if args.only:
         return globals()[f"measure_{args.only}"](work, args.device)
     rows = []

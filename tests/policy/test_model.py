@@ -194,7 +194,7 @@ IDS_QKC = random_ids(3, 3, 6, seed=9).clamp(min=1)
 def scored_tree(model, ids_QKC):
     """Logits that predict each live token of ragged completions to ``PROMPTS``, all in one pass."""
     tree = scoring_tree(pad_prompts(PROMPTS), ids_QKC, LIVE_QKC, window=model.architecture.window)
-    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)
+    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)
     assert hidden_QSD.isfinite().all()
     places = LIVE_QKC.nonzero(as_tuple=True)
     return model.logits(hidden_QSD[places[0], tree.predictor_QKC[places]])
@@ -260,14 +260,14 @@ def test_no_number_that_padding_could_hold_reaches_a_live_token(pair, parity, fa
 
 
 def test_padding_is_its_prompts_first_token_once_more(pair):
-    """Both see themselves only, and what they say does not depend on where they stand: all padded slots have one hidden
-    state, the first's."""
+    """In a branch it sees itself only, and what it says does not depend on where it stands: all padded slots of branches have
+    one hidden state, the prompt's first."""
     model, _ = pair("llama")
     prompts = pad_prompts(PROMPTS)
     tree = scoring_tree(prompts, IDS_QKC * LIVE_QKC, LIVE_QKC)
-    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)
-    live_QS = torch.cat([prompts.live_QP, LIVE_QKC.transpose(1, 2).flatten(1)], dim=1)
-    torch.testing.assert_close(hidden_QSD[~live_QS], hidden_QSD[:, :1].expand_as(hidden_QSD)[~live_QS])
+    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)
+    padding_QS = torch.cat([torch.zeros_like(prompts.live_QP), ~LIVE_QKC.flatten(1)], dim=1)
+    torch.testing.assert_close(hidden_QSD[padding_QS], hidden_QSD[:, :1].expand_as(hidden_QSD)[padding_QS])
 
 
 @PATHS
@@ -282,8 +282,8 @@ def test_what_lies_in_padding_changes_no_live_bit(pair, family, config):
         ids_QP = prompts.ids_QP.where(prompts.live_QP, garbage)
         tree = scoring_tree(type(prompts)(ids_QP, prompts.length_Q), clean_QKC.where(live_QKC, garbage), live_QKC,
                             window=model.architecture.window)
-        live_QS = torch.cat([prompts.live_QP, live_QKC.transpose(1, 2).flatten(1)], dim=1)
-        return model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible_QSS)[live_QS]
+        live_QS = torch.cat([prompts.live_QP, live_QKC.flatten(1)], dim=1)
+        return model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)[live_QS]
 
     assert hidden(0).equal(hidden(37))
 
