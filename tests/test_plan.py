@@ -132,12 +132,12 @@ def test_a_start_adapter_is_kept_beside_the_one_that_moves(start):
 def test_a_generation_of_many_short_candidates_is_its_cache(dtype, width):
     """Two more candidates of 400 tokens are 2 · 400 more slots for each of 8 questions: keys and values of 2 layers, 2 heads
     of 16. What else is alive by candidate and slot: a boolean (its copy when beams change parents), a bias of two rows for
-    the heads that share keys, indices and log-probs of hypotheses (12 bytes a token in each of some copies). The embedding of
-    a prompt of one token is nothing beside it."""
+    the heads that share keys, the scores of these rows before, in and after their softmax, indices and log-probs of hypotheses
+    (12 bytes a token in each of some copies). The embedding of a prompt of one token is nothing beside it."""
     few, many = (plan("generation.max_new_tokens=400", f"generation.completions={K}", "generation.method=sample", dtype=dtype,
                       load=Load(1)).phases["generate"].work for K in (2, 4))
     cache = 8 * 2 * (2 * 400) * 16 * 2 * 2 * width              # Q · M · S · H · (keys, values) · layers · width
-    assert cache <= many - few <= 1.6 * cache
+    assert cache <= many - few <= 1.7 * cache
 
 
 def test_a_longer_cache_costs_its_bytes():
@@ -231,7 +231,7 @@ def test_calls_of_a_token_grow_with_layers_and_not_with_sizes(usual):
     lie on a line."""
     two, four, six = (plan(num_hidden_layers=layers).phases["generate"].calls for layers in (2, 4, 6))
     assert six - four == four - two > 0
-    assert plan("grpo.questions=64", "generation.max_new_tokens=50").phases["generate"].calls == two
+    assert plan("grpo.questions=16", "generation.max_new_tokens=50").phases["generate"].calls == two
 
 
 # ------------------------------------------------------------------------------------------------------------ seconds

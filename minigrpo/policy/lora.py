@@ -84,8 +84,8 @@ class Adapted(torch.autograd.Function):
         x, low, A, *saved = ctx.saved_tensors
         Ws, Bs = saved[:n], saved[n:]
         ranks = [B.shape[1] for B in Bs]
-        grad_low = torch.cat([scaling * (grad @ B) for scaling, grad, B in zip(ctx.scalings, grads, Bs)], dim=1)
-        grad_Bs = [scaling * (grad.T @ part)
+        grad_low = torch.cat([_scaled(scaling, grad, B) for scaling, grad, B in zip(ctx.scalings, grads, Bs)], dim=1)
+        grad_Bs = [_scaled(scaling, grad.T, part)
                    for scaling, grad, part in zip(ctx.scalings, grads, low.split(ranks, dim=1))]
         grad_x = grads[0] @ Ws[0]
         for grad, W in zip(grads[1:], Ws[1:]):
@@ -93,6 +93,11 @@ class Adapted(torch.autograd.Function):
         grad_x.addmm_(grad_low, A)
         halves = (grad.to(dtype) for grad, dtype in zip((*(grad_low.T @ x).split(ranks), *grad_Bs), ctx.dtypes))
         return grad_x, None, *[None] * (2 * n), *halves
+
+
+def _scaled(scaling: float, a: Tensor, b: Tensor) -> Tensor:
+    """scaling · a b, in one product."""
+    return torch.addmm(a.new_zeros(1, 1), a, b, beta=0, alpha=scaling)
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] = TARGETS, rank_stabilised: bool = False,

@@ -4,11 +4,13 @@ What differs between families is in ``Architecture``. Which token sees which is 
 """
 
 import math
+import weakref
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from minigrpo.policy.architecture import Architecture, RopeScaling
@@ -105,9 +107,9 @@ class Decoder(nn.Module):
         bias = attention_biases(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
         for index, layer in enumerate(self.layers):
             if checkpointing and torch.is_grad_enabled():
-                x_QTD = checkpoint(layer, x_QTD, rotary, bias, None, use_reentrant=False, preserve_rng_state=False)
+                x_QTD = checkpoint(layer, x_QTD, rotary, bias, None, True, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_QTD = layer(x_QTD, rotary, bias, cache and cache.layer(index))
+                x_QTD = layer(x_QTD, rotary, bias, cache and cache.layer(index), False)
         return self.norm(x_QTD)
 
 
@@ -162,18 +164,20 @@ def attend_tree(query_QNSH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: 
     """The trunk among itself; each branch as a sequence of its own, behind the trunk's keys and values."""
     (Q, N, S, _), M, K = query_QNSH.shape, key_QMSH.shape[1], bias.branches
     C = bias.branch.shape[2] // (N // M)
-    P = S - K * C
+    sizes = [S - K * C, K * C]
+    (query_QNPH, query_QNXH), (key_QMPH, key_QMXH), (value_QMPH, value_QMXH) = (
+        x.split(sizes, dim=2) for x in (query_QNSH, key_QMSH, value_QMSH))
 
-    def own(x_QXSH: Tensor) -> Tensor:
-        return x_QXSH[:, :, P:].unflatten(2, (K, C)).transpose(1, 2)
+    def own(x_QMXH: Tensor) -> Tensor:
+        return x_QMXH.unflatten(2, (K, C)).transpose(1, 2)
 
-    def behind_trunk(x_QMSH: Tensor) -> Tensor:
-        trunk_QKMPH = x_QMSH[:, None, :, :P].expand(Q, K, M, P, -1)
-        return torch.cat([trunk_QKMPH, own(x_QMSH)], dim=3).flatten(0, 1)
+    def behind(trunk_QMPH: Tensor, x_QMXH: Tensor) -> Tensor:
+        trunk_QKMPH = trunk_QMPH[:, None].expand(Q, K, M, sizes[0], -1)
+        return torch.cat([trunk_QKMPH, own(x_QMXH)], dim=3).flatten(0, 1)
 
-    trunk_QNPH = attend(query_QNSH[:, :, :P], key_QMSH[:, :, :P], value_QMSH[:, :, :P], bias.trunk)
-    out_BNCH = attend(own(query_QNSH).flatten(0, 1), behind_trunk(key_QMSH), behind_trunk(value_QMSH), bias.branch)
-    return torch.cat([trunk_QNPH, out_BNCH.unflatten(0, (Q, K)).transpose(1, 2).flatten(2, 3)], dim=2)
+    out_QNPH = attend(query_QNPH, key_QMPH, value_QMPH, bias.trunk)
+    out_BNCH = attend(own(query_QNXH).flatten(0, 1), behind(key_QMPH, key_QMXH), behind(value_QMPH, value_QMXH), bias.branch)
+    return torch.cat([out_QNPH, out_BNCH.unflatten(0, (Q, K)).transpose(1, 2).flatten(2, 3)], dim=2)
 
 
 class Layer(nn.Module):
@@ -184,9 +188,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(architecture.width, architecture)
         self.mlp = MLP(architecture)
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Bias, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Bias, cache: LayerCache | None,
+                keep: bool) -> Tensor:
+        """``keep``: for the backward pass, what is cheaply made again too."""
         x_QTD = x_QTD + self.self_attn(self.input_layernorm(x_QTD), rotary, bias, cache)
-        return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD))
+        return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD), keep)
 
 
 class Attention(nn.Module):
@@ -247,8 +253,16 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=bias)
         self.gate = Gate(architecture.activation)
 
-    def forward(self, x_QTD: Tensor) -> Tensor:
-        return self.down_proj(self.gate(*project(x_QTD, self.gate_proj, self.up_proj)))
+    def forward(self, x_QTD: Tensor, keep: bool) -> Tensor:
+        gate, up = project(x_QTD, self.gate_proj, self.up_proj)
+        product = self.gate(gate, up)
+        if keep or not torch.is_grad_enabled():
+            return self.down_proj(product)
+        # Nothing is as wide as these three. Two are kept for the backward pass, the product is made from them once more.
+        memory = weakref.ref(product.untyped_storage())
+        with saved_tensors_hooks(lambda saved: saved.shape if saved.untyped_storage() is memory() else saved,
+                                 lambda saved: saved if isinstance(saved, Tensor) else self.gate(gate, up).view(saved)):
+            return self.down_proj(product)
 
 
 class RMSNorm(nn.Module):

@@ -53,8 +53,8 @@ WORKS = {("tiny", "cpu"): Work(TINY, 4, 64, 2, 32, 8, 1024, 5),
          ("tiny", "cuda"): Work(TINY, 4, 64, 2, 32, 8, 1024, 5),
          ("smollm2", "cpu"): Work(SMOLLM2, 4, 350, 2, 64, 8, 1024, 3),
          ("smollm2", "cuda"): Work(SMOLLM2, 8, 350, 8, 256, 64, 32768, 5),
-         ("codegemma7b", "cpu"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 2304, 1),
-         ("codegemma7b", "cuda"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 2304, 5)}
+         ("codegemma7b", "cpu"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 3072, 1),
+         ("codegemma7b", "cuda"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 3072, 5)}
 RANK, ALPHA = 16, 32.0
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from minigrpo.policy.lora import (
-    TARGETS, LoRALinear, adapter_parameters, adapters, add_lora, base_parameters, freeze_reference, merged_copy, reference)
+    LoRALinear, Rounded, TARGETS, adapter_parameters, adapters, add_lora, base_parameters, freeze_reference, merged_copy,
+    project, reference)
 from minigrpo.policy.weights import load_model
 
 
@@ -325,3 +326,57 @@ def test_changing_the_adapter_later_does_not_change_the_merged_copy(fresh):
     before = logits(merged)
     fill_B(model, seed=9)
     assert logits(merged).equal(before)
+
+
+# ------------------------------------------------------------------------------------------- several layers of one input
+def adapted_layers(biases=(True, False, True), ranks=(1, 3, 2), dtype=torch.float64):
+    """Three frozen layers 5 → 4, 6, 3 with adapters of different rank and scaling."""
+    draw = torch.Generator().manual_seed(0)
+    layers = []
+    for i, (bias, rank, out) in enumerate(zip(biases, ranks, (4, 6, 3))):
+        base = nn.Linear(5, out, bias=bias, dtype=dtype)
+        layer = LoRALinear(base, rank, scaling=0.7 + i, generator=draw)
+        layer.lora_B.data.normal_(generator=draw)
+        layers.append(layer)
+    return layers
+
+
+def test_layers_projected_together_are_each_its_formula_with_its_gradients():
+    """Values against W x + b + s B A x written out, gradients against float64 finite differences (gradcheck), of the input too."""
+    layers = adapted_layers()
+    x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    for layer, out in zip(layers, project(x, *layers)):
+        expected = layer.base(x) + layer.scaling * (x @ layer.lora_A.T @ layer.lora_B.T)
+        torch.testing.assert_close(out, expected)
+    halves = [half for layer in layers for half in (layer.lora_A, layer.lora_B)]
+    assert torch.autograd.gradcheck(lambda x, *_: tuple(project(x, *layers)), (x, *halves))
+
+
+def test_an_output_that_nobody_uses_leaves_its_adapter_without_a_gradient_of_its_own():
+    layers = adapted_layers()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    project(x, *layers)[1].sum().backward()
+    assert layers[1].lora_B.grad.any() and not layers[0].lora_B.grad.any() and not layers[2].lora_A.grad.any()
+
+
+def test_plain_layers_and_adapters_that_are_off_may_stand_between():
+    """A plain layer has no adapter, one within reference() none that counts."""
+    adapted, other, _ = adapted_layers(dtype=torch.float32)
+    plain, x = nn.Linear(5, 2), torch.randn(4, 5)
+    other.active = None
+    outs = project(x, plain, adapted, other)
+    assert outs[0].equal(plain(x)) and outs[1].equal(adapted(x)) and outs[2].equal(other.base(x))
+
+
+def test_rounded_adapters_follow_what_they_are_copies_of_and_keep_their_place():
+    layer = adapted_layers(dtype=torch.bfloat16)[0]
+    holder, x = nn.Sequential(layer), torch.randn(3, 5).bfloat16()
+    rounded, before = Rounded(holder), layer.active
+    with rounded:
+        places = [half.data_ptr() for half in layer.active]
+        assert all(half.dtype == torch.bfloat16 for half in layer.active) and layer(x).equal(layer(x))
+    assert layer.active is before
+    layer.lora_B.data += 1.0
+    with rounded:
+        assert [half.data_ptr() for half in layer.active] == places
+        assert layer.active[1].equal(layer.lora_B.bfloat16())

@@ -2,15 +2,20 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings, strategies as st
 
+from minigrpo.plan import Alive
 from minigrpo.policy.architecture import RopeScaling, read_architecture
-from minigrpo.policy.model import CausalLM, initialise, stretched
-from minigrpo.policy.search import GrowingTree
+from minigrpo.policy.logprobs import completion_logprobs
+from minigrpo.policy.lora import adapter_parameters, add_lora
+from minigrpo.policy.model import MLP, CausalLM, initialise, stretched
+from minigrpo.policy.search import GrowingTree, beam_search
+from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import KVCache, pad_prompts, scoring_tree, trunk_visibility, within_window
 from minigrpo.policy.weights import load_model
 
@@ -468,3 +473,81 @@ def test_smollm2_equals_transformers(smollm2, parity):
         expected_QTV = theirs(input_ids=ids_QT).logits
         for got_QTV in (ours.logits(ours(ids_QT)), ours.logits(in_pieces(ours, ids_QT, [60, 1, 1, 1, 1]))):
             parity("logits, SmolLM2-135M", "transformers", apart(got_QTV, expected_QTV), bound=1e-4, unit="of scale")
+
+
+# ------------------------------------------------------------------------------------ less memory, or fewer kernels, same result
+def gradients(model, prompts, ids_QKC, mask_QKC):
+    """Of Σ log-probs weighted unevenly, by parameter."""
+    logp_BC = completion_logprobs(model, prompts, ids_QKC, mask_QKC)
+    (logp_BC * torch.linspace(-1, 2, logp_BC.numel()).view_as(logp_BC)).sum().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.zero_grad()
+    return found
+
+
+@pytest.fixture(params=["adapters", "all weights"])
+def trained(request, pair):
+    """A model, what moves in it, and some completions."""
+    model = copy.deepcopy(pair("gemma")[0])
+    if request.param == "adapters":
+        add_lora(model, rank=2, alpha=4.0, generator=torch.Generator().manual_seed(0))
+        for parameter in adapter_parameters(model).values():
+            parameter.data += 0.1
+    else:
+        model.requires_grad_(True)
+    return model, (pad_prompts(PROMPTS), IDS_QKC, LIVE_QKC)
+
+
+def test_checkpointing_changes_no_bit_of_the_gradients(trained):
+    model, work = trained
+    plain = gradients(model, *work)
+    model.checkpointing = True
+    again = gradients(model, *work)
+    assert plain.keys() == again.keys() and all(plain[name].equal(again[name]) for name in plain)
+    assert any(gradient.any() for gradient in plain.values())
+
+
+def test_what_the_mlp_makes_once_more_changes_no_bit_of_the_gradients(trained, monkeypatch):
+    """The product of gate and up projection is not kept for the backward pass; keeping it gives the same gradients."""
+    model, work = trained
+    made_again = gradients(model, *work)
+    forward = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda self, x, keep: forward(self, x, True))
+    kept = gradients(model, *work)
+    assert all(kept[name].equal(made_again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_product_of_gate_and_up_is_kept_by_nobody(pair, checkpointing):
+    """An MLP 64 times as wide as the model: what a layer keeps is measured in tensors of that width, [T, inner]. Gate, its
+    activation and up are three; all else is small. With checkpointing a layer keeps its input, 1/64 of one."""
+    model = copy.deepcopy(pair("gemma", intermediate_size=64 * 32, num_hidden_layers=4)[0])
+    add_lora(model, rank=1, alpha=1.0, generator=torch.Generator().manual_seed(0))
+    model.checkpointing, ids_QT = checkpointing, random_ids(2, 64)
+    unit = 2 * 64 * 64 * 32 * 4
+    with Alive() as alive:
+        with torch.no_grad():
+            model(ids_QT)                               # from now on the weights are known to have been there before
+        before = alive.now
+        hidden_QTD = model(ids_QT)
+        kept = (alive.now - before) / unit
+        hidden_QTD.sum().backward()
+    if checkpointing:
+        assert kept < 0.5
+    else:
+        assert 4 * 3 <= kept < 4 * 3.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+def test_fused_operations_compute_the_same(trained):
+    """In float32 a fused chain differs by roundings; generation, scoring and gradients go through it."""
+    model, work = trained
+    plain, settings = gradients(model, *work), dict(completions=2, max_new_tokens=5, stopping=compile_stopping([b""] * 61, [2], []))
+    found = beam_search(model, PROMPTS, **settings)
+    model.fuse()
+    fused = gradients(model, *work)
+    for name in plain:
+        torch.testing.assert_close(fused[name], plain[name], rtol=1e-4, atol=1e-4 * float(plain[name].abs().max()))
+    again = beam_search(model, PROMPTS, **settings)
+    assert [[c.ids for c in group] for group in again] == [[c.ids for c in group] for group in found]

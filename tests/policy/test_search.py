@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+import minigrpo.policy.search
 from minigrpo.policy.logprobs import completion_logprobs
+from minigrpo.policy.lora import add_lora, adapter_parameters, reference
 from minigrpo.policy.search import beam_search, sample
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import pad_completions, pad_prompts
@@ -543,3 +545,76 @@ def test_smollm2_beams_equal_those_of_transformers(smollm2, parity):
     found = beam_search(policy.model, prompts, completions=4, max_new_tokens=12, stopping=policy.stopping)
     expected = beams_of_transformers(theirs, prompts, 4, 12, policy.tokenizer.stop_ids, 1.0, False)
     assert_same_beams(parity, theirs, prompts, found, expected, 4, 12, policy.tokenizer.stop_ids, 1.0, False)
+
+
+# ------------------------------------------------------------------------------------------- a search kept for the next
+@pytest.fixture
+def keeping(monkeypatch):
+    """As on CUDA, where recorded steps read the tensors of the first search: it is kept, though its steps are called."""
+    class Keeping(minigrpo.policy.search.Replay):
+        def __init__(self, step, device):
+            super().__init__(step, device)
+            self.records = True
+
+        def __call__(self, shape):
+            self.step()
+
+    monkeypatch.setattr(minigrpo.policy.search, "Replay", Keeping)
+
+
+@pytest.mark.parametrize("search, settings", [
+    (beam_search, dict(length_penalty=0.5)), (beam_search, dict(early_stopping=True)), (sample, dict(temperature=0.0)),
+    (sample, dict(temperature=1.3))])
+def test_a_kept_search_finds_what_a_new_one_finds(pair, keeping, search, settings):
+    """Three rounds of other prompts, shorter ones too, in the same tensors: nothing of a round reaches the next."""
+    ours, _ = pair("llama", max_position_embeddings=256)
+    used, fresh = copy.deepcopy(ours), copy.deepcopy(ours)
+    stopping, kept = stop_at(2, 5, vocabulary=61), []
+    for seed in range(3):
+        prompts = [[5] * 20 + ids for ids in random_prompts(3, seed=seed, vocabulary=61)]
+        rounds = []
+        for model in (used, fresh):
+            draws = {"generator": torch.Generator().manual_seed(seed)} if search is sample else {}
+            rounds.append(search(model, prompts, completions=3, max_new_tokens=40, stopping=stopping, **settings, **draws))
+        assert rounds[0] == rounds[1]
+        kept.append(used.kept)
+        fresh.kept = None
+    assert kept[0] is kept[1] is kept[2]
+
+
+def test_a_search_is_not_kept_for_what_it_does_not_fit(pair, keeping):
+    """Other adapters in use, other settings, more prompts, longer ones, much shorter ones: each begins anew."""
+    ours, _ = pair("llama", max_position_embeddings=256)
+    model, stopping = copy.deepcopy(ours), stop_at(2, vocabulary=61)
+    add_lora(model, rank=2, alpha=4.0, generator=torch.Generator().manual_seed(0))
+
+    def kept(prompts, **settings):
+        beam_search(model, prompts, **(dict(completions=2, max_new_tokens=3, stopping=stopping) | settings))
+        return model.kept
+
+    usual = [[3] * 70, [4] * 3]
+    first = kept(usual)
+    assert kept(usual) is first and kept([[7] * 96, [4] * 3]) is first                  # room for 96 = 3 · 32
+    for prompts, settings in (([[3] * 97, [4]], {}), ([[3] * 47, [4]], {}), ([[3] * 70], {}), (usual, {"max_new_tokens": 4}),
+                              (usual, {"length_penalty": 2.0}), (usual, {"stopping": stop_at(2, vocabulary=61)})):
+        first = kept(usual)
+        assert kept(prompts, **settings) is not first
+    first = kept(usual)
+    with reference(model):
+        assert kept(usual) is not first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_update_did_to_the_adapters_a_kept_search_sees(pair, keeping, dtype):
+    """It reads them where they are, or copies in the base's dtype that are brought up to date: the next search of the same shape
+    writes by the new ones."""
+    ours, _ = pair("llama")
+    model, stopping = copy.deepcopy(ours).to(dtype), stop_at(2, vocabulary=61)
+    add_lora(model, rank=2, alpha=4.0, generator=torch.Generator().manual_seed(0))
+    settings = dict(completions=2, max_new_tokens=5, stopping=stopping)
+    before = beam_search(model, [[3, 4, 5]], **settings)
+    for parameter in adapter_parameters(model).values():
+        parameter.data += 0.5
+    after = beam_search(model, [[3, 4, 5]], **settings)
+    model.kept = None
+    assert after == beam_search(model, [[3, 4, 5]], **settings) and after != before
