@@ -355,7 +355,7 @@ def test_ctrl_c_in_a_terminal_of_80_columns(small_toml, tmp_path):
     assert sum("stopping after this step" in line for line in shown) == 1
     assert not any("Traceback" in line for line in shown)
     assert any(re.match(r"train 5/500 \[.*\], reward -?[\d.]+ strict \d+% kl [\d.e-]+ err \d+%", line) for line in shown)
-    assert any(line.startswith("step 4 · dev: strict 0.0 %") for line in shown)
+    assert any(re.match(r"step 4 · dev: strict [\d.]+ %", line) for line in shown)
     assert shown[-2].startswith(f"saved: {out}/checkpoints/step-")
     assert len(keepers) == 1 and keepers[0] not in command_lines()
     assert checkpoints(out)[-1].name == f"step-{recorded(out):06d}"
@@ -458,8 +458,8 @@ def test_micro_batches_change_no_result(run, whole):
 def test_training_goes_on_from_an_adapter(run, whole, tmp_path):
     """A start adapter is the reference: the KL is 0 again at its first step, though its B are not 0."""
     adapter = checkpoints(whole)[-1]
-    out = run(f"model.adapter={adapter}", "lora.rank=1", "run.steps=2")         # the adapter's own rank counts
-    assert steps(out)[0]["kl"] == 0.0 < steps(out)[1]["kl"]
+    out = run(f"model.adapter={adapter}", "lora.rank=1", "run.steps=4")         # the adapter's own rank counts
+    assert steps(out)[0]["kl"] == 0.0 < steps(out)[-1]["kl"]
     assert json.loads((checkpoints(out)[-1] / "adapter_config.json").read_text())["r"] == 4
     start, end = (load_tensors(folder / "adapter_model.safetensors") for folder in (adapter, checkpoints(out)[-1]))
     assert all(start[name].shape == end[name].shape and not torch.equal(start[name], end[name]) for name in start)

@@ -329,7 +329,7 @@ def main() -> None:
                                env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
         if ended.returncode:
             sys.exit(f"{who} ended with status {ended.returncode}")
-        rows += [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+        rows += [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"phase"')]
     show(rows)
     if args.json:
         args.json.write_text(json.dumps({"work": vars(work), "machine": machine(args.device), "rows": rows}, indent=1) + "\n")
