@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from minigrpo import config
 from minigrpo.batch import pack
 from minigrpo.policy.architecture import Architecture
+from minigrpo.policy.graph import Replay
 from minigrpo.policy.logprobs import logprobs_at
 from minigrpo.policy.lora import Rounded, add_lora, adapter_parameters, freeze_reference
 from minigrpo.policy.model import CausalLM
@@ -184,11 +185,12 @@ def _prompts(Q: int, P: int) -> Prompts:
 @dataclass(frozen=True)
 class Rates:
     """What a device does in a second: floating-point operations of large matrix products, bytes read and written; and the
-    seconds that calling one operator takes, however small."""
+    seconds that one operator takes, however small: when it is called, and within a step of decoding, which is replayed."""
 
     flops: float
     bytes: float
     call: float
+    replayed: float
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
@@ -206,8 +208,16 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     size = 1024 if device.type == "cpu" else 8192
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     much, little = torch.randn(2**26, device=device), torch.randn(8, device=device)
+
+    def thousand() -> None:
+        for _ in range(1000):
+            little.add_(1.0)
+
+    replay = Replay(thousand, device)
+    replay(None)
+    replay(None)                                    # from here on it is recorded, where there is anything that records
     return Rates(2 * size**3 / seconds(lambda: matrix @ matrix), 8 * len(much) / seconds(lambda: much + 1.0),
-                 seconds(lambda: [little + 1.0 for _ in range(1000)]) / 1000)
+                 seconds(thousand) / 1000, seconds(lambda: replay(None)) / 1000)
 
 
 def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture,
@@ -220,7 +230,7 @@ def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Arc
     body = plan.parameters + plan.adapters - head * (1 if architecture.tied else 2)
     trunk, trees, written = Q * prompt, Q * (prompt + K * C), Q * K * C
     decode, parts = plan.phases["generate"], -(-Q // plan.together)
-    token = max(2 * (body + head) * Q * K / rates.flops, decode.peak / rates.bytes, decode.calls * rates.call)
+    token = max(2 * (body + head) * Q * K / rates.flops, decode.peak / rates.bytes, decode.calls * rates.replayed)
     calls, updates = plan.phases["update"].calls * rates.call * parts, cfg.grpo.updates_per_rollout
     scoring = max(2 * (body * trees + head * written) / rates.flops, calls / 4)
     return {"generate": 2 * body * trunk / rates.flops + C * token,

@@ -249,26 +249,26 @@ def test_seconds_of_arithmetic_by_hand():
     """1 GFLOP/s. Ten prompts of 100 tokens: 1,000 · 2 M operations = 2 s. Each of 50 tokens: 20 candidates · 2 · 1.2 M = 0.048
     s, together 2.4 s. Trees: 10 · (100 + 2·50) = 2,000 slots, of which 1,000 pass the head: forward 2 · (2,000 · 1 M +
     1,000 · 0.2 M) = 4.4 s; with backward 4 · 2,000 M for the body and 6 · 200 M for the head, recomputed once, 9.2 s."""
-    assert seconds(Rates(1e9, FREE, 0.0)) == pytest.approx({"generate": 4.4, "reference": 4.4, "update": 9.2})
+    assert seconds(Rates(1e9, FREE, 0.0, 0.0)) == pytest.approx({"generate": 4.4, "reference": 4.4, "update": 9.2})
 
 
 def test_seconds_of_memory_by_hand():
     """4 MB are read for each of 50 tokens, at 1 MB/s; nothing else waits for memory."""
-    assert seconds(Rates(FREE, 1e6, 0.0)) == pytest.approx({"generate": 200.0, "reference": 0.0, "update": 0.0}, abs=1e-6)
+    assert seconds(Rates(FREE, 1e6, 0.0, 0.0)) == pytest.approx({"generate": 200.0, "reference": 0.0, "update": 0.0}, abs=1e-6)
 
 
 def test_seconds_of_calls_by_hand():
-    """A millisecond a call: 50 tokens of 1,000 calls; ten questions, five together, are two passes of 2,000, and a quarter of
-    that for forward alone."""
-    assert seconds(Rates(FREE, FREE, 1e-3)) == pytest.approx({"generate": 50.0, "reference": 1.0, "update": 4.0})
+    """A millisecond a call, a tenth of one replayed: 50 tokens of 1,000; ten questions, five together, are two passes of 2,000
+    that are called, and a quarter of that for forward alone."""
+    assert seconds(Rates(FREE, FREE, 1e-3, 1e-4)) == pytest.approx({"generate": 5.0, "reference": 1.0, "update": 4.0})
 
 
 def test_a_last_pass_that_is_not_full_calls_as_much_as_a_full_one():
-    assert seconds(Rates(FREE, FREE, 1e-3), "grpo.questions=11")["update"] == pytest.approx(3 * 2000 * 1e-3)
+    assert seconds(Rates(FREE, FREE, 1e-3, 1e-3), "grpo.questions=11")["update"] == pytest.approx(3 * 2000 * 1e-3)
 
 
 def test_several_updates_on_one_batch_take_their_time_and_the_old_policys_scores():
-    once, thrice = (seconds(Rates(1e9, FREE, 0.0), f"grpo.updates_per_rollout={times}") for times in (1, 3))
+    once, thrice = (seconds(Rates(1e9, FREE, 0.0, 0.0), f"grpo.updates_per_rollout={times}") for times in (1, 3))
     assert thrice == pytest.approx({"generate": once["generate"], "reference": 2 * once["reference"],
                                     "update": 3 * once["update"]})
 
@@ -276,14 +276,14 @@ def test_several_updates_on_one_batch_take_their_time_and_the_old_policys_scores
 def test_an_untied_embedding_is_looked_up_and_not_multiplied():
     """Of 1.2 M parameters the embedding and the head take 0.2 M each: a body of 0.8 M reads 1,000 tokens of prompts in 1.6 s,
     and 20 · 2 · (0.8 + 0.2) M operations at each of 50 tokens take 2 s."""
-    rates, cfg = Rates(1e9, FREE, 0.0), load_config("/dev/null", list(SECONDS))
+    rates, cfg = Rates(1e9, FREE, 0.0, 0.0), load_config("/dev/null", list(SECONDS))
     assert step_seconds(ROUND, rates, cfg, replace(WIDE, tied=False), 100)["generate"] == pytest.approx(3.6)
 
 
 def test_measured_rates_are_those_of_some_machine():
     """Between a slow board and a fast server: a factor of a thousand too much or too little would be a wrong unit."""
     rates = measure_rates(torch.device("cpu"), torch.float32)
-    assert 1e9 < rates.flops < 1e14 and 1e8 < rates.bytes < 1e12 and 1e-7 < rates.call < 1e-3
+    assert 1e9 < rates.flops < 1e14 and 1e8 < rates.bytes < 1e12 and 1e-7 < rates.call < 1e-3 and 1e-7 < rates.replayed < 1e-3
 
 
 # ----------------------------------------------------------------------------------------- a process that really trains

@@ -97,8 +97,7 @@ def test_it_leaves_a_model_an_adapter_and_a_report(whole):
 @needs_mariadb
 def test_mariadb_judges_the_same_and_goes_the_same_way(run):
     """The first looks of the warm-up are equal to the last digit. Then a half-taught model writes what one engine alone takes
-    for SQL, a table joined to itself under its own name (SQLite), GROUP BY x DESC (MariaDB), and the runs part: not in what they
-    reach, nor in what any SQL gives that runs on both."""
+    for SQL, GROUP BY x DESC (MariaDB), and the runs part: not in what they reach, nor in what any SQL gives that runs on both."""
     ours, theirs = (run(f"database.engine={engine}", "warmup.stop_at=5", "warmup.examples=1600", "warmup.epochs=5", "run.steps=5",
                         "model.new.width=96", "model.new.mlp_width=256", "evaluation.questions=0", "grpo.questions=4",
                         "generation.max_new_tokens=80", "warmup.look_every=20") for engine in ("sqlite", "mariadb"))
