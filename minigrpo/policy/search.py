@@ -243,7 +243,7 @@ class Draws:
         self.tree, self.stopping = tree, stopping
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.drawn, self.blank = (Hypotheses.empty(Q, K, depth, tree.model) for _ in range(2))
-        self.uniform_QKC = torch.zeros(Q, K, depth, device=device)
+        self.uniform_QKC = torch.zeros(Q, K, depth, dtype=torch.float64, device=device)     # 24 bits would miss rare tokens
         self.state_QK, self.token_QK = (torch.zeros(Q, K, dtype=torch.long, device=device) for _ in range(2))
 
     def begin(self, prompts: Prompts, generator: torch.Generator | None) -> None:

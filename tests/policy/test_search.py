@@ -12,7 +12,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 import minigrpo.policy.search
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import add_lora, adapter_parameters, reference
-from minigrpo.policy.search import beam_search, sample
+from minigrpo.policy.search import beam_search, draw, sample
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import pad_completions, pad_prompts
 from minigrpo.policy.weights import load_model
@@ -452,12 +452,12 @@ def test_draws_equal_those_of_transformers_from_the_same_random_numbers(pair, pa
     temperature at another place, would bend it."""
     ours, theirs = pair(family)
     prompts, stop_ids = random_prompts(10, vocabulary=61), (2, 5, 11, 40, 41)
-    uniform_QKC = torch.empty(10, 4, 8).uniform_(generator=torch.Generator().manual_seed(3))
+    uniform_QKC = torch.empty(10, 4, 8, dtype=torch.float64).uniform_(generator=torch.Generator().manual_seed(3))
     warpers = [TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k or 61), TopPLogitsWarper(top_p)]
 
     def drawn_alone(prompt, uniform_C):
         ids = list(prompt)
-        for uniform in uniform_C.double():
+        for uniform in uniform_C:
             logits = theirs(input_ids=torch.tensor([ids])).logits[:, -1].double()
             for warper in warpers:
                 logits = warper(None, logits)
@@ -473,6 +473,14 @@ def test_draws_equal_those_of_transformers_from_the_same_random_numbers(pair, pa
     assert any(len(ids) < 8 for ids in got)
     parity("greedy decoding and sampling: sequences", "transformers",
            sum(ids != other for ids, other in zip(got, expected, strict=True)), bound=0, unit="different", cases=len(got))
+
+
+def test_rare_tokens_are_drawn_as_rarely_as_they_should_be():
+    """A likely token, 1,000 tokens of probability 1e-9 each, and a likely one. Numbers that lie 1e-10 apart within the rare ones'
+    share fall on each of these in turn; rounded to 24 bits, 6e-8 apart, they would fall on one in sixty."""
+    p_V = torch.tensor([0.5, *[1e-9] * 1000, 0.5 - 1e-6], dtype=torch.float64)
+    uniform_QK = 0.5 + (torch.arange(1000, dtype=torch.float64) + 0.5)[None] * 1e-9
+    assert draw(p_V.log().expand(1, 1000, -1), uniform_QK).tolist() == [list(range(1, 1001))]
 
 
 def test_greedy_logprobs_are_those_at_temperature_one(pair):
