@@ -24,7 +24,7 @@ from minigrpo.policy.graph import Replay
 from minigrpo.policy.logprobs import logprobs_at
 from minigrpo.policy.lora import Rounded, add_lora, adapter_parameters, freeze_reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.search import STRETCH, Beams, Draws, GrowingTree
+from minigrpo.policy.search import Beams, Draws, GrowingTree
 from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.tree import Prompts
 from minigrpo.runtime import settle
@@ -138,8 +138,8 @@ def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: in
     optimiser's state lies beside it from the second step on."""
     kept = alive.peak = alive.now
     tables = (torch.zeros(1, model.architecture.vocabulary, dtype=dtype) for dtype in (torch.long, torch.bool))
-    with torch.no_grad(), Rounded(model):
-        tree = GrowingTree(model, Q, -(-P // STRETCH) * STRETCH, K, C)
+    with torch.no_grad(), Rounded(model).in_use():
+        tree = GrowingTree(model, Q, P, K, C)
         search = (Beams(tree, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
                   Draws(tree, C, Stopping(*tables), temperature=float(method == "sample"), top_k=0, top_p=1.0))
         search.begin(_prompts(Q, P), None)

@@ -45,8 +45,11 @@ def logprobs_at(places: Places, model: CausalLM, prompts: Prompts, ids_QKC: Tens
 def token_logprobs(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
     """logp_T = log softmax(logits / temperature)[id], in float32 (float64 for a float64 model)."""
     check(hidden_TD=hidden_TD, ids_T=ids_T)
-    logits_TV = model.logits(hidden_TD)
-    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    if temperature != 1.0:                                          # a pass over the widest tensor there is
-        logits_TV = logits_TV / temperature
+    logits_TV = widened(model.logits(hidden_TD), temperature)
     return logits_TV.gather(1, ids_T[:, None])[:, 0] - logits_TV.logsumexp(dim=-1)
+
+
+def widened(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Logits in float32 (float64 for a float64 model), divided by ``temperature``."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1.0 else logits / temperature       # it would be a pass over the widest tensor there is

@@ -7,7 +7,7 @@ that training started from. Base weights are never written: merging makes a copy
 import copy
 import math
 from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -151,9 +151,16 @@ def freeze_reference(model: nn.Module) -> None:
 @contextmanager
 def reference(model: nn.Module) -> Iterator[None]:
     """Within the block the model is the start policy. Used around forward passes that need no gradient."""
-    before = {layer: layer.active for layer in adapters(model).values()}
-    for layer in before:
-        layer.active = layer.start
+    with _using({layer: layer.start for layer in adapters(model).values()}):
+        yield
+
+
+@contextmanager
+def _using(pairs: Mapping[LoRALinear, tuple[Tensor, Tensor] | None]) -> Iterator[None]:
+    """Within the block each layer reads this A and B; None: its base alone."""
+    before = {layer: layer.active for layer in pairs}
+    for layer, pair in pairs.items():
+        layer.active = pair
     try:
         yield
     finally:
@@ -163,23 +170,22 @@ def reference(model: nn.Module) -> Iterator[None]:
 
 class Rounded:
     """The adapters in use in the base's dtype, for many small passes. The copies stay where they are, so that a recorded pass
-    can read them; entering the context brings them up to date."""
+    can read them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.before = {layer: layer.active for layer in adapters(model).values() if layer.active is not None}
+        self.sources = {layer: layer.active for layer in adapters(model).values() if layer.active is not None}
         self.copies = {layer: (A.to(layer.base.weight.dtype), B.to(layer.base.weight.dtype))
-                       for layer, (A, B) in self.before.items()}
+                       for layer, (A, B) in self.sources.items()}
 
-    def __enter__(self) -> None:
-        for layer, active in self.before.items():
-            for copy_, source in zip(self.copies[layer], active):
-                if copy_ is not source:                     # a float32 model's adapters are in its dtype already
-                    copy_.copy_(source)
-            layer.active = self.copies[layer]
-
-    def __exit__(self, *_: object) -> None:
-        for layer, active in self.before.items():
-            layer.active = active
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within the block the model reads the copies, brought up to date."""
+        for layer, sources in self.sources.items():
+            for rounded, source in zip(self.copies[layer], sources):
+                if rounded is not source:                   # a float32 model's adapters are in its dtype already
+                    rounded.copy_(source)
+        with _using(self.copies):
+            yield
 
 
 def merged_copy(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo.policy.graph import Replay
+from minigrpo.policy.logprobs import widened
 from minigrpo.policy.lora import Rounded, active_tensors
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.stopping import Stopping
@@ -41,7 +42,9 @@ class GrowingTree:
     be recorded once and replayed. ``reach`` says how many slots it attends over, a few more than are in use.
     """
 
-    def __init__(self, model: CausalLM, groups: int, trunk: int, branches: int, depth: int) -> None:
+    def __init__(self, model: CausalLM, groups: int, longest: int, branches: int, depth: int) -> None:
+        """``longest``: tokens of the longest prompt, for which the trunk has room, up to a whole stretch."""
+        trunk = -(-longest // STRETCH) * STRETCH
         arch, device, slots = model.architecture, model.device, trunk + branches * depth
         self.model, self.trunk, self.branches = model, trunk, branches
         self.cache = KVCache.empty(layers=arch.layers, groups=groups, kv_heads=arch.kv_heads, slots=slots,
@@ -205,10 +208,10 @@ class Beams:
         self.live.score_QK[:, 0] = 0.0              # one root: until it has branched, the other beams are impossible
         self.open_Q1.fill_(True)
         self.state_QK.zero_()
-        self._select(log_softmax(self.tree.prefill(prompts)).expand(-1, self.tree.branches, -1))
+        self._select(widened(self.tree.prefill(prompts)).log_softmax(dim=-1).expand(-1, self.tree.branches, -1))
 
     def step(self) -> None:
-        self._select(log_softmax(self.tree.grow(self.token_QK, self.parent_QK)))
+        self._select(widened(self.tree.grow(self.token_QK, self.parent_QK)).log_softmax(dim=-1))
 
     def over(self) -> bool:
         return not self.open_Q1.any()
@@ -262,7 +265,7 @@ class Draws:
         return self.drawn
 
     def _select(self, logits_QKV: Tensor) -> None:
-        depth_1, logp_QKV = self.tree.depth_1, log_softmax(logits_QKV, self.temperature or 1.0)
+        depth_1, logp_QKV = self.tree.depth_1, widened(logits_QKV, self.temperature or 1.0).log_softmax(dim=-1)
         if self.temperature:
             uniform_QK = self.uniform_QKC.index_select(2, depth_1)[:, :, 0]
             self.token_QK.copy_(draw(_cut(logp_QKV, self.top_k, self.top_p), uniform_QK))
@@ -311,7 +314,7 @@ def _search(kind: type[Beams] | type[Draws], model: CausalLM, prompts: Sequence[
     padded, device = pad_prompts(prompts, device=model.device), model.device
     kept = _kept(kind, model, len(prompts), longest, completions, depth, stopping, settings)
     search, tree = kept.search, kept.search.tree
-    with kept.adapters:
+    with kept.adapters.in_use():
         search.begin(padded, generator)
         for c in range(1, depth):
             if (device.type == "cpu" or c % ASK_EVERY == 0) and search.over():
@@ -328,7 +331,7 @@ def _kept(kind: type[Beams] | type[Draws], model: CausalLM, groups: int, longest
     if (kept := model.kept) and (kept.kind, kept.reads) == (what, reads) and kept.search.tree.has_room(longest):
         return kept
     model.kept = None                               # its memory is needed for the next
-    tree = GrowingTree(model, groups, -(-longest // STRETCH) * STRETCH, completions, depth)
+    tree = GrowingTree(model, groups, longest, completions, depth)
     search = kind(tree, depth, stopping.to(model.device), **settings)
     kept = Kept(what, reads, Rounded(model), search, Replay(search.step, model.device))
     if kept.replay.records:                         # else there is nothing to gain by it
@@ -346,10 +349,6 @@ def _continuations(live: Hypotheses, total_QKV: Tensor, logp_QKV: Tensor, ends_Q
     chosen.score_QK = score_QK
     chosen.append(place_QK % V, logp_QKV.flatten(1).gather(1, place_QK), ends_QKV.flatten(1).gather(1, place_QK), depth_1)
     return chosen, parent_QK
-
-
-def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(dim=-1)
 
 
 def _cut(logp_QKV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -123,7 +123,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     from minigrpo import config
     from minigrpo.batch import make_batch
     from minigrpo.metrics import Clock
-    from minigrpo.policy.search import STRETCH, GrowingTree, beam_search, sample
+    from minigrpo.policy.search import GrowingTree, beam_search, sample
     from minigrpo.policy.stopping import Stopping
     from minigrpo.policy.tree import pad_prompts
     from minigrpo.rollout import Group, Rollout
@@ -159,7 +159,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
         return found
 
     facts = {"tokens": Q * K * C, "sequences": Q * K}
-    once = meter("prefill", partial(prefill, GrowingTree(model, Q, -(-P // STRETCH) * STRETCH, K, C)), tokens=Q * P)
+    once = meter("prefill", partial(prefill, GrowingTree(model, Q, P, K, C)), tokens=Q * P)
     for method in ("beam", "sample"):
         seconds = meter(f"generate ({method})", lambda: generate(method), warm=2, **facts)
         meter.row(f"decode one token ({method})", [(seconds - once) / C], 0)

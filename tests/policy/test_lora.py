@@ -372,11 +372,11 @@ def test_rounded_adapters_follow_what_they_are_copies_of_and_keep_their_place():
     layer = adapted_layers(dtype=torch.bfloat16)[0]
     holder, x = nn.Sequential(layer), torch.randn(3, 5).bfloat16()
     rounded, before = Rounded(holder), layer.active
-    with rounded:
+    with rounded.in_use():
         places = [half.data_ptr() for half in layer.active]
         assert all(half.dtype == torch.bfloat16 for half in layer.active) and layer(x).equal(layer(x))
     assert layer.active is before
     layer.lora_B.data += 1.0
-    with rounded:
+    with rounded.in_use():
         assert [half.data_ptr() for half in layer.active] == places
         assert layer.active[1].equal(layer.lora_B.bfloat16())

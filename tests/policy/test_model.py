@@ -298,7 +298,7 @@ def test_what_an_earlier_search_left_in_a_tree_is_not_read(pair):
     and for tokens to come changes nothing but the order of sums."""
     model, _ = pair("llama")
     prompts = pad_prompts([[1, 2, 3], [4]])
-    used, clean, roomy = (GrowingTree(model, 2, trunk, 2, depth) for trunk, depth in ((3, 3), (3, 3), (8, 50)))
+    used, clean, roomy = (GrowingTree(model, 2, longest, 2, depth) for longest, depth in ((3, 3), (3, 3), (40, 50)))
     for tensor in used.cache.keys + used.cache.values:
         tensor.fill_(torch.nan)
     used.visible_QKS.fill_(True)
