@@ -22,7 +22,7 @@ from minigrpo.batch import pack
 from minigrpo.policy.architecture import Architecture
 from minigrpo.policy.graph import Replay
 from minigrpo.policy.logprobs import logprobs_at
-from minigrpo.policy.lora import Rounded, add_lora, adapter_parameters, freeze_reference
+from minigrpo.policy.lora import add_lora, adapter_parameters, adapters_held, freeze_reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.search import Beams, Draws, GrowingTree
 from minigrpo.policy.stopping import Stopping
@@ -138,11 +138,12 @@ def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: in
     optimiser's state lies beside it from the second step on."""
     kept = alive.peak = alive.now
     tables = (torch.zeros(1, model.architecture.vocabulary, dtype=dtype) for dtype in (torch.long, torch.bool))
-    with torch.no_grad(), Rounded(model).in_use():
+    with torch.no_grad(), adapters_held(model):
         tree = GrowingTree(model, Q, P, K, C)
         search = (Beams(tree, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
                   Draws(tree, C, Stopping(*tables), temperature=float(method == "sample"), top_k=0, top_p=1.0))
-        search.begin(_prompts(Q, P), None)
+        tree.load(_prompts(Q, P))
+        search.begin()
         tree.reach(C - 1)
         calls = alive.calls
         search.step()
@@ -213,11 +214,11 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
         for _ in range(1000):
             little.add_(1.0)
 
-    replay = Replay(thousand, device)
-    replay(None)
-    replay(None)                                    # from here on it is recorded, where there is anything that records
+    replay = Replay(device)
+    replay(thousand, None)
+    replay(thousand, None)                          # from here on it is recorded, where there is anything that records
     return Rates(2 * size**3 / seconds(lambda: matrix @ matrix), 8 * len(much) / seconds(lambda: much + 1.0),
-                 seconds(thousand) / 1000, seconds(lambda: replay(None)) / 1000)
+                 seconds(thousand) / 1000, seconds(lambda: replay(thousand, None)) / 1000)
 
 
 def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture,

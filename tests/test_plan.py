@@ -25,6 +25,8 @@ LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
 TIED = 1000 * 64 + 2 * LAYER + 64
 # Rank 4 beside q (64 → 64) and v (64 → 32) of both layers: A is 4 × 64, B is out × 4.
 ADAPTERS = 2 * (4 * 64 + 64 * 4 + 4 * 64 + 32 * 4)
+# In the weights' dtype, for decoding: both A below q, k and v (8 rows of 64), and both B in one matrix of their 128 outputs × 8.
+COPIES = 2 * (8 * 64 + 128 * 8)
 BASE = ("generation.max_new_tokens=20", "generation.completions=3", "grpo.questions=8", "evaluation.batch=1")
 LORA, FULL = (("warmup.source=athletes", f"warmup.method={method}") for method in ("lora", "full"))
 
@@ -113,19 +115,19 @@ def test_parameters_of_published_models_equal_those_of_transformers(name):
 # ------------------------------------------------------------------------------------------------------------- memory
 def test_what_is_kept_are_weights_adapters_and_their_two_moments(usual):
     """float32 throughout; the moments are there from the second step on, while it generates and evaluates too."""
-    assert {phase.kept for phase in usual.phases.values()} == {4 * TIED + 4 * ADAPTERS + 2 * 4 * ADAPTERS}
+    assert {phase.kept for phase in usual.phases.values()} == {4 * (TIED + COPIES) + 4 * ADAPTERS + 2 * 4 * ADAPTERS}
 
 
 def test_bfloat16_halves_the_weights_but_not_the_adapters_and_their_moments():
     """Nor anything else of size in the tiny model: there is nothing beside weights and adapters."""
-    assert {phase.kept for phase in plan(dtype=torch.bfloat16).phases.values()} == {2 * TIED + 3 * 4 * ADAPTERS}
+    assert {phase.kept for phase in plan(dtype=torch.bfloat16).phases.values()} == {2 * (TIED + COPIES) + 3 * 4 * ADAPTERS}
 
 
 @pytest.mark.parametrize("start", [LORA, ("model.adapter=a",)], ids=["warm-up", "given"])
 def test_a_start_adapter_is_kept_beside_the_one_that_moves(start):
     """The reference policy's own copy, float32, without moments."""
     phases = plan(*start).phases
-    assert {phases[name].kept for name in ("generate", "evaluate", "update")} == {4 * TIED + 4 * 4 * ADAPTERS}
+    assert {phases[name].kept for name in ("generate", "evaluate", "update")} == {4 * (TIED + COPIES) + 4 * 4 * ADAPTERS}
 
 
 @pytest.mark.parametrize("dtype, width", [(torch.float32, 4), (torch.bfloat16, 2)])
@@ -195,7 +197,7 @@ def test_a_full_warm_up_keeps_two_moments_of_every_weight_in_float32():
 
 
 def test_a_warm_up_by_lora_keeps_two_moments_of_the_adapters():
-    assert plan(*LORA, dtype=torch.bfloat16).phases["warm-up"].kept == 2 * TIED + 3 * 4 * ADAPTERS
+    assert plan(*LORA, dtype=torch.bfloat16).phases["warm-up"].kept == 2 * (TIED + COPIES) + 3 * 4 * ADAPTERS
 
 
 def test_a_full_warm_up_holds_a_gradient_of_every_weight():

@@ -7,11 +7,12 @@ that training started from. Base weights are never written: merging makes a copy
 import copy
 import math
 from contextlib import contextmanager
-from typing import Iterator, Mapping, Sequence
+from typing import Callable, Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minigrpo.policy.linear import linear
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -20,8 +21,8 @@ class LoRALinear(nn.Module):
     """A frozen ``nn.Linear`` with an adapter beside it. The adapter's weights, and so all that training adds to them, are
     float32 or wider; its products are in the input's dtype, so that what is kept for the gradient is the base's own input.
 
-    A [R, in] is drawn as ``nn.Linear`` draws its weights, B [out, R] is zero: at the start the layer equals its base, bit
-    for bit.
+    A [R, in] is drawn as ``nn.Linear`` draws its weights, B [out, R] is zero: at the start the layer with its adapter equals
+    the layer without, bit for bit.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scaling: float, generator: torch.Generator) -> None:
@@ -34,9 +35,22 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device, dtype=dtype))
         self.active: tuple[Tensor, Tensor] | None = (self.lora_A, self.lora_B)
         self.start: tuple[Tensor, Tensor] | None = None         # what reference() switches to; None: the base alone
+        self.joined: Stack | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return project(x, self)[0]
+        return self.stack(x)[self.stack.layers.index(self)]
+
+    @property
+    def stack(self) -> "Stack":
+        """Where its weights lie, alone or beside its siblings'."""
+        if self.joined is None or self.joined.parted:
+            Stack([self] if self.joined is None else self.joined.layers)
+        return self.joined
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRALinear":
+        if self.joined is not None:
+            self.joined.parted = True                           # ``to`` gives each weight a place of its own
+        return super()._apply(fn, recurse)
 
     def merged(self) -> nn.Linear:
         """A new ``nn.Linear`` with W + scaling · B A, added in float32 and rounded once. The base stays as it is."""
@@ -47,57 +61,162 @@ class LoRALinear(nn.Module):
 
 
 def project(x: Tensor, *layers: nn.Linear | LoRALinear) -> list[Tensor]:
-    """[layer(x) for each layer]; adapters that are in use share their first product."""
-    bases = [getattr(layer, "base", layer) for layer in layers]
-    pairs = [getattr(layer, "active", None) for layer in layers]
-    if None in pairs:
-        return [F.linear(x, base.weight, base.bias) if pair is None else project(x, layer)[0]
-                for layer, base, pair in zip(layers, bases, pairs)]
-    rows, (As, Bs) = x.reshape(-1, x.shape[-1]), zip(*pairs)
-    outs = Adapted.apply(rows, tuple(layer.scaling for layer in layers), *(base.weight for base in bases),
-                         *(base.bias for base in bases), *As, *Bs)
-    return [out.view(*x.shape[:-1], -1) for out in outs]
+    """[layer(x) for each layer]; one product for all of them where adapters have joined them (``add_lora``'s ``siblings``)."""
+    stacks = {layer.stack for layer in layers if isinstance(layer, LoRALinear)}
+    return stacks.pop()(x) if [stack.layers for stack in stacks] == [layers] else [layer(x) for layer in layers]
 
 
-class Adapted(torch.autograd.Function):
-    """n frozen linear layers of one input, each with an adapter: x Wᵢᵀ + bᵢ + sᵢ (x Aᵢᵀ) Bᵢᵀ; ``tensors`` are all W, all b
-    (or None), all A, all B.
+class Stack:
+    """Linear layers that read one input x, some or all with an adapter: x Wᵀ + b + s (x Aᵀ) Bᵀ.
 
-    Every sum is taken inside a matrix product, in its accumulator: none costs a pass of its own over memory, or a rounding.
+    Their frozen weights lie in one matrix, of which the layers' own are views, so that one product serves all of them. Below
+    them is room for every A and, in ``B``, for each s B in its layer's rows and its A's columns: copies in the weights' dtype,
+    which a pass reads while adapters are held. Then it takes two products in all. These tensors keep their place, so that such
+    a pass can be recorded.
     """
 
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, scalings: tuple[float, ...],
-                *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        n = len(scalings)
-        Ws, biases, As, Bs = (tensors[i:i + n] for i in range(0, 4 * n, n))
-        A = As[0].to(x.dtype) if n == 1 else torch.cat(As).to(x.dtype)
-        low, Bs = x @ A.T, [B.to(x.dtype) for B in Bs]
-        ctx.scalings, ctx.dtypes = scalings, [half.dtype for half in tensors[2 * n:]]
-        ctx.save_for_backward(x, low, A, *Ws, *Bs)
-        return tuple(F.linear(x, W, bias).addmm_(part, B.T, alpha=scaling) for W, bias, part, B, scaling
-                     in zip(Ws, biases, low.split([B.shape[1] for B in Bs], dim=1), Bs, scalings))
+    @torch.inference_mode(False)                                    # what it makes takes part in training too
+    def __init__(self, layers: Sequence[nn.Linear | LoRALinear]) -> None:
+        """Lays the weights together, for which these layers' are needed twice for a moment."""
+        self.layers, bases = tuple(layers), [getattr(layer, "base", layer) for layer in layers]
+        self.widths, first = [base.out_features for base in bases], bases[0].weight
+        self.held = self.parted = False
+        self.adapted = [layer for layer in layers if isinstance(layer, LoRALinear)]
+        out, ranks = sum(self.widths), [len(layer.lora_A) for layer in self.adapted]
+        room = -(-sum(ranks) // 8) * 8                              # rows of whole 16 bytes
+        self.whole, self.B = first.new_zeros(out + room, first.shape[1]), first.new_zeros(out, room)
+        self.whole_bias = None if all(base.bias is None for base in bases) else first.new_zeros(out + room)
+        self.weight, self.bias = self.whole[:out], None if self.whole_bias is None else self.whole_bias[:out]
+        self.starts, self.scalings = [], [layer.scaling for layer in self.adapted]
+        row = 0
+        for layer, base in zip(layers, bases):
+            mine = slice(row, row := row + base.out_features)
+            self.weight[mine] = base.weight.detach()
+            base.weight.data = self.weight[mine]
+            if base.bias is not None:
+                self.bias[mine] = base.bias.detach()
+            if isinstance(layer, LoRALinear):
+                self.starts.append(mine.start)
+                layer.joined = self
 
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n = len(grads)
-        x, low, A, *saved = ctx.saved_tensors
-        Ws, Bs = saved[:n], saved[n:]
-        ranks = [B.shape[1] for B in Bs]
-        grad_low = torch.cat([_scaled(scaling, grad, B) for scaling, grad, B in zip(ctx.scalings, grads, Bs)], dim=1)
-        grad_Bs = [_scaled(scaling, grad.T, part)
-                   for scaling, grad, part in zip(ctx.scalings, grads, low.split(ranks, dim=1))]
-        grad_x = grads[0] @ Ws[0]
-        for grad, W in zip(grads[1:], Ws[1:]):
-            grad_x.addmm_(grad, W)
-        grad_x.addmm_(grad_low, A)
-        halves = (grad.to(dtype) for grad, dtype in zip((*(grad_low.T @ x).split(ranks), *grad_Bs), ctx.dtypes))
-        return grad_x, None, *[None] * (2 * n), *halves
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """The layers' outputs, [..., out] each."""
+        rows = x.reshape(-1, x.shape[-1])
+        if not any(layer.active for layer in self.adapted):
+            y = linear(rows, self.weight, self.bias)
+        elif self.held:
+            product = held_op if torch.compiler.is_compiling() else held_product
+            y = product(rows, self.whole, self.whole_bias, self.B)
+        else:
+            As, Bs = zip(*self.pairs())
+            A, Bs = torch.cat(As).to(x.dtype), [B.to(x.dtype) for B in Bs]
+            if torch.compiler.is_compiling():
+                y, _ = adapted_op(rows, self.weight, self.bias, A, Bs, self.starts, self.scalings)
+            else:
+                y = Adapted.apply(rows, self.weight, self.bias, self.starts, self.scalings, A, *Bs)
+        return [out.view(*x.shape[:-1], -1) for out in y.split([*self.widths, y.shape[1] - len(self.B)], dim=1)[:-1]]
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """A and B of each adapter as they are in use; B is zero where one is not."""
+        return [layer.active or (layer.lora_A.detach(), torch.zeros_like(layer.lora_B)) for layer in self.adapted]
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Copy the adapters in use to where a pass reads them while they are held."""
+        rows, column = self.whole[len(self.B):], 0
+        for (A, B), start, scaling in zip(self.pairs(), self.starts, self.scalings):
+            columns = slice(column, column := column + len(A))
+            rows[columns] = A
+            self.B[start:start + len(B), columns] = B * scaling
+        self.held = True
+
+
+# The products themselves. Every sum is taken inside a matrix product, in its accumulator: none costs a pass of its own over
+# memory, or a rounding. To torch.compile they are operators that it does not look into, as it would undo just that.
+def held_product(x: Tensor, whole: Tensor, bias: Tensor | None, B: Tensor) -> Tensor:
+    """Rows x [T, in] → the outputs side by side and, behind them, x Aᵀ: [T, Σ out + room]."""
+    y = linear(x, whole, bias)
+    y[:, :len(B)].addmm_(y[:, len(B):], B.T)
+    return y
+
+
+def adapted_forward(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, Bs: list[Tensor], starts: list[int],
+                    scalings: list[float]) -> tuple[Tensor, Tensor]:
+    """Rows x [T, in] → the outputs side by side, [T, Σ out], and x Aᵀ, [T, Σ R]. ``A`` is that of all adapters, one below the
+    other; what comes of B begins at output ``start``."""
+    y, low = linear(x, weight, bias), x @ A.T
+    for part, B, start, scaling in zip(low.split([B.shape[1] for B in Bs], dim=1), Bs, starts, scalings):
+        y[:, start:start + len(B)].addmm_(part, B.T, alpha=scaling)
+    return y, low
+
+
+def adapted_backward(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, A: Tensor, Bs: list[Tensor], starts: list[int],
+                     scalings: list[float]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of x, of ``A`` and of each B, from that of the outputs."""
+    grads = [grad[:, start:start + len(B)] for B, start in zip(Bs, starts)]
+    parts = low.split([B.shape[1] for B in Bs], dim=1)
+    grad_low = torch.cat([_scaled(scaling, part, B) for scaling, part, B in zip(scalings, grads, Bs)], dim=1)
+    grad_Bs = [_scaled(scaling, part.T, low) for scaling, part, low in zip(scalings, grads, parts)]
+    return linear(grad, weight.T).addmm_(grad_low, A), grad_low.T @ x, grad_Bs
 
 
 def _scaled(scaling: float, a: Tensor, b: Tensor) -> Tensor:
     """scaling · a b, in one product."""
-    return torch.addmm(a.new_zeros(1, 1), a, b, beta=0, alpha=scaling)
+    return torch.addmm(a.new_empty(1, 1), a, b, beta=0, alpha=scaling)
+
+
+class Adapted(torch.autograd.Function):
+    """``adapted_forward`` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, starts: list[int],
+                scalings: list[float], A: Tensor, *Bs: Tensor) -> Tensor:
+        y, low = adapted_forward(x, weight, bias, A, list(Bs), starts, scalings)
+        ctx.starts, ctx.scalings = starts, scalings
+        ctx.save_for_backward(x, low, weight, A, *Bs)
+        return y
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, weight, A, *Bs = ctx.saved_tensors
+        grad_x, grad_A, grad_Bs = adapted_backward(grad, x, low, weight, A, Bs, ctx.starts, ctx.scalings)
+        return grad_x, None, None, None, None, grad_A, *grad_Bs
+
+
+held_op = torch.library.custom_op("minigrpo::held_product", held_product, mutates_args=())
+adapted_op = torch.library.custom_op("minigrpo::adapted_forward", adapted_forward, mutates_args=())
+backward_op = torch.library.custom_op("minigrpo::adapted_backward", adapted_backward, mutates_args=())
+
+
+@held_op.register_fake
+def _(x: Tensor, whole: Tensor, bias: Tensor | None, B: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(whole))
+
+
+@adapted_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, Bs: list[Tensor], starts: list[int],
+      scalings: list[float]) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), len(A))
+
+
+@backward_op.register_fake
+def _(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, A: Tensor, Bs: list[Tensor], starts: list[int],
+      scalings: list[float]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return torch.empty_like(x), torch.empty_like(A), [torch.empty_like(B) for B in Bs]
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, A, Bs, ctx.starts, ctx.scalings = inputs
+    ctx.save_for_backward(x, output[1], weight, A, *Bs)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor | None) -> tuple:
+    x, low, weight, A, *Bs = ctx.saved_tensors
+    grad_x, grad_A, grad_Bs = backward_op(grad, x, low, weight, A, Bs, ctx.starts, ctx.scalings)
+    return grad_x, None, None, grad_A, grad_Bs, None, None
+
+
+adapted_op.register_autograd(_backward, setup_context=_save)
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] = TARGETS, rank_stabilised: bool = False,
@@ -118,6 +237,12 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
                 found |= named
     if missing := [name for name in targets if name not in found]:
         raise ValueError(f"lora.targets: the model has no linear layer named {', '.join(missing)}")
+    for module in list(model.modules()):
+        for names in getattr(module, "siblings", ()):
+            if any(isinstance(layer := getattr(module, name), LoRALinear) for name in names):
+                Stack([getattr(module, name) for name in names])
+    for layer in adapters(model).values():
+        layer.stack                                             # the others lie alone
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
@@ -168,24 +293,18 @@ def _using(pairs: Mapping[LoRALinear, tuple[Tensor, Tensor] | None]) -> Iterator
             layer.active = active
 
 
-class Rounded:
-    """The adapters in use in the base's dtype, for many small passes. The copies stay where they are, so that a recorded pass
-    can read them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.sources = {layer: layer.active for layer in adapters(model).values() if layer.active is not None}
-        self.copies = {layer: (A.to(layer.base.weight.dtype), B.to(layer.base.weight.dtype))
-                       for layer, (A, B) in self.sources.items()}
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Within the block the model reads the copies, brought up to date."""
-        for layer, sources in self.sources.items():
-            for rounded, source in zip(self.copies[layer], sources):
-                if rounded is not source:                   # a float32 model's adapters are in its dtype already
-                    rounded.copy_(source)
-        with _using(self.copies):
-            yield
+@contextmanager
+def adapters_held(model: nn.Module) -> Iterator[None]:
+    """Within the block adapters do not change: they are copied to where products read them once, now, and not in each of many
+    small passes."""
+    stacks = {layer.stack for layer in adapters(model).values()}
+    for stack in stacks:
+        stack.hold()
+    try:
+        yield
+    finally:
+        for stack in stacks:
+            stack.held = False
 
 
 def merged_copy(model: nn.Module) -> nn.Module:

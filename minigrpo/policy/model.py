@@ -8,21 +8,23 @@ import weakref
 from typing import NamedTuple
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from minigrpo.policy.architecture import Architecture, RopeScaling
+from minigrpo.policy.linear import Linear, linear
 from minigrpo.policy.lora import project
 from minigrpo.policy.tree import KVCache, LayerCache, TreeVisibility, within_window
 from minigrpo.shapes import check
 
 
 # Fused attention kernels share out work by head and by rows, never by keys. Where there are so few of both, plain matrix
-# products are faster: measured on one H100 with 24 heads of 24 rows (0.8 against 3.7 ms in 30 layers of 2,400 keys); with 128
-# heads they are not.
-FEW_ROWS, FEW_HEADS = 64, 64
+# products are faster: measured on one H100 with 24 heads of 24 rows (0.8 against 3.7 ms in 30 layers of 2,400 keys) and with
+# 128 heads of 2 rows (50 against 69 µs a layer of 704 keys; 35 where torch.compile fuses what lies between them).
+FEW_ROWS, FEW_HEADS = 64, 128
 
 
 class CausalLM(nn.Module):
@@ -35,7 +37,7 @@ class CausalLM(nn.Module):
         self.checkpointing = False              # keep each layer's input alone and compute the rest again in the backward pass
         self.model = Decoder(architecture)
         if not architecture.tied:
-            self.lm_head = nn.Linear(architecture.width, architecture.vocabulary, bias=False)
+            self.lm_head = Linear(architecture.width, architecture.vocabulary, bias=False)
 
     def forward(self, ids_QT: Tensor, *, positions_QT: Tensor | None = None,
                 visible_QTS: Tensor | TreeVisibility | None = None, cache: KVCache | None = None) -> Tensor:
@@ -59,15 +61,15 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] → logits [..., V], in the weights' dtype."""
-        return F.linear(hidden, self.model.embed_tokens.weight) if self.architecture.tied else self.lm_head(hidden)
+        return linear(hidden, self.model.embed_tokens.weight) if self.architecture.tied else self.lm_head(hidden)
 
     def fuse(self) -> None:
-        """Let torch.compile make one kernel, forward and backward, of each chain of small operations between the matrix
-        products: norms, rotations, gates. Seconds, once for each use; CUDA needs a C compiler for it."""
-        torch._dynamo.config.recompile_limit = 64               # with and without gradients, by rank and dtype: more than 8
-        for module in self.modules():
-            if isinstance(module, RMSNorm | Rotation | Gate):
-                module.compile(dynamic=True)
+        """Let torch.compile make few kernels, forward and backward, of all that a layer does between its matrix products. Up
+        to a minute in all, when each use begins; CUDA needs a C compiler for it."""
+        torch._dynamo.config.recompile_limit = 64       # prefill, decoding, scoring, and each once more as its shapes vary
+        # What costs little is made again in the backward pass, though it be the operand of a product, as in ``MLP``.
+        torch._functorch.config.ban_recompute_materialized_backward = False
+        self.model.compute = torch.compile(Layer.forward)
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +99,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(architecture.vocabulary, architecture.width)
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.layers))
         self.norm = RMSNorm(architecture.width, architecture)
+        self.compute = Layer.forward                        # ``fuse`` has it compiled
 
     def forward(self, ids_QT: Tensor, positions_QT: Tensor, visible_QTS: Tensor | TreeVisibility | None,
                 cache: KVCache | None, checkpointing: bool) -> Tensor:
@@ -107,9 +110,10 @@ class Decoder(nn.Module):
         bias = attention_biases(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
         for index, layer in enumerate(self.layers):
             if checkpointing and torch.is_grad_enabled():
-                x_QTD = checkpoint(layer, x_QTD, rotary, bias, None, True, use_reentrant=False, preserve_rng_state=False)
+                x_QTD = checkpoint(self.compute, layer, x_QTD, rotary, bias, None, True, use_reentrant=False,
+                                   preserve_rng_state=False)
             else:
-                x_QTD = layer(x_QTD, rotary, bias, cache and cache.layer(index), False)
+                x_QTD = self.compute(layer, x_QTD, rotary, bias, cache and cache.layer(index), False)
         return self.norm(x_QTD)
 
 
@@ -196,14 +200,16 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
+    siblings = (("q_proj", "k_proj", "v_proj"),)        # linear layers that read one input
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.head_size = architecture.head_size
         D, N, M, H = architecture.width, architecture.heads, architecture.kv_heads, architecture.head_size
-        self.q_proj = nn.Linear(D, N * H, bias=architecture.qkv_bias)
-        self.k_proj = nn.Linear(D, M * H, bias=architecture.qkv_bias)
-        self.v_proj = nn.Linear(D, M * H, bias=architecture.qkv_bias)
-        self.o_proj = nn.Linear(N * H, D, bias=architecture.output_bias)
+        self.q_proj = Linear(D, N * H, bias=architecture.qkv_bias)
+        self.k_proj = Linear(D, M * H, bias=architecture.qkv_bias)
+        self.v_proj = Linear(D, M * H, bias=architecture.qkv_bias)
+        self.o_proj = Linear(N * H, D, bias=architecture.output_bias)
         self.q_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
         self.rotate = Rotation()
@@ -214,9 +220,10 @@ class Attention(nn.Module):
             for projected in project(x_QTD, self.q_proj, self.k_proj, self.v_proj))
         query_QNTH = self.rotate(self.q_norm(query_QTNH), rotary).transpose(1, 2)
         key_QMSH = self.rotate(self.k_norm(key_QTMH), rotary).transpose(1, 2)
-        value_QMSH = value_QTMH.transpose(1, 2)
-        if cache is not None:
-            key_QMSH, value_QMSH = cache.write(key_QMSH, value_QMSH)
+        if cache is None:
+            value_QMSH = value_QTMH.contiguous().transpose(1, 2)        # a view would keep queries and keys for the gradient
+        else:
+            key_QMSH, value_QMSH = cache.write(key_QMSH, value_QTMH.transpose(1, 2))
         out_QNTH = attend(query_QNTH, key_QMSH, value_QMSH, bias)
         return self.o_proj(out_QNTH.transpose(1, 2).flatten(2))
 
@@ -245,18 +252,20 @@ class Gate(nn.Module):
 
 
 class MLP(nn.Module):
+    siblings = (("gate_proj", "up_proj"),)
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         D, inner, bias = architecture.width, architecture.mlp_width, architecture.mlp_bias
-        self.gate_proj = nn.Linear(D, inner, bias=bias)
-        self.up_proj = nn.Linear(D, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, D, bias=bias)
+        self.gate_proj = Linear(D, inner, bias=bias)
+        self.up_proj = Linear(D, inner, bias=bias)
+        self.down_proj = Linear(inner, D, bias=bias)
         self.gate = Gate(architecture.activation)
 
     def forward(self, x_QTD: Tensor, keep: bool) -> Tensor:
         gate, up = project(x_QTD, self.gate_proj, self.up_proj)
         product = self.gate(gate, up)
-        if keep or not torch.is_grad_enabled():
+        if keep or not torch.is_grad_enabled() or torch.compiler.is_compiling():        # the compiler sees to it by itself
             return self.down_proj(product)
         # Nothing is as wide as these three. Two are kept for the backward pass, the product is made from them once more.
         memory = weakref.ref(product.untyped_storage())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigrpo.policy.graph import Replay
 from minigrpo.policy.logprobs import widened
-from minigrpo.policy.lora import Rounded, active_tensors
+from minigrpo.policy.lora import active_tensors, adapters_held
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.tree import KVCache, Prompts, causal_visibility, pad_prompts, within_window
@@ -49,16 +49,25 @@ class GrowingTree:
         self.model, self.trunk, self.branches = model, trunk, branches
         self.cache = KVCache.empty(layers=arch.layers, groups=groups, kv_heads=arch.kv_heads, slots=slots,
                                    head_size=arch.head_size, dtype=model.dtype, device=device)
+        self.ids_QP = torch.zeros(groups, trunk, dtype=torch.long, device=device)
+        self.length_Q = torch.zeros(groups, dtype=torch.long, device=device)
         self.visible_QKS = torch.zeros(groups, branches, slots, dtype=torch.bool, device=device)
         self.positions_QS = torch.zeros(groups, slots, dtype=torch.long, device=device)
         self.depth_1 = torch.zeros(1, dtype=torch.long, device=device)              # tokens grown so far
         self.branch_K = torch.arange(branches, device=device)
         self.eye_KK = torch.eye(branches, dtype=torch.bool, device=device)
 
-    def prefill(self, prompts: Prompts) -> Tensor:
-        """Begin anew with these prompts, of at most ``trunk`` tokens; logits_Q1V that predict the first token, from trunk slot
-        p_q − 1."""
-        (Q, P), device = prompts.ids_QP.shape, prompts.ids_QP.device
+    def load(self, prompts: Prompts) -> int:
+        """Take these prompts, for ``prefill`` to begin with; how many slots it will compute, padding too."""
+        P = prompts.ids_QP.shape[1]
+        self.prompts = Prompts(self.ids_QP[:, :P], self.length_Q)
+        self.prompts.ids_QP.copy_(prompts.ids_QP)
+        self.prompts.length_Q.copy_(prompts.length_Q)
+        return P
+
+    def prefill(self) -> Tensor:
+        """Begin anew with the prompts; logits_Q1V that predict the first token, from trunk slot p_q − 1."""
+        (Q, P), device, prompts = self.prompts.ids_QP.shape, self.prompts.ids_QP.device, self.prompts
         self.cache.clear()
         self.cache.next(P)
         depth_S = torch.arange(self.positions_QS.shape[1] - self.trunk, device=device) // self.branches
@@ -190,7 +199,7 @@ def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: in
 
 # --------------------------------------------------------------------------------------------------------------- steps
 class Beams:
-    """A beam search under way. All its tensors keep their place: ``step`` can be recorded and replayed."""
+    """A beam search under way. All its tensors keep their place: ``begin`` and ``step`` can be recorded and replayed."""
 
     def __init__(self, tree: GrowingTree, depth: int, stopping: Stopping, *, length_penalty: float,
                  early_stopping: bool) -> None:
@@ -202,13 +211,13 @@ class Beams:
         self.divisor_C = torch.tensor([(c + 1.0) ** length_penalty for c in range(depth)], dtype=torch.float64)
         self.divisor_C = self.divisor_C.to(device, self.live.score_QK.dtype)
 
-    def begin(self, prompts: Prompts, generator: torch.Generator | None) -> None:
+    def begin(self) -> None:
         self.live.set(self.blank)
         self.done.set(self.blank)
         self.live.score_QK[:, 0] = 0.0              # one root: until it has branched, the other beams are impossible
         self.open_Q1.fill_(True)
         self.state_QK.zero_()
-        self._select(widened(self.tree.prefill(prompts)).log_softmax(dim=-1).expand(-1, self.tree.branches, -1))
+        self._select(widened(self.tree.prefill()).log_softmax(dim=-1).expand(-1, self.tree.branches, -1))
 
     def step(self) -> None:
         self._select(widened(self.tree.grow(self.token_QK, self.parent_QK)).log_softmax(dim=-1))
@@ -238,7 +247,7 @@ class Beams:
 
 
 class Draws:
-    """Sampling under way, or greedy decoding. All its tensors keep their place: ``step`` can be recorded and replayed."""
+    """Sampling under way, or greedy decoding. All its tensors keep their place: ``begin`` and ``step`` can be replayed."""
 
     def __init__(self, tree: GrowingTree, depth: int, stopping: Stopping, *, temperature: float, top_k: int,
                  top_p: float) -> None:
@@ -249,11 +258,14 @@ class Draws:
         self.uniform_QKC = torch.zeros(Q, K, depth, dtype=torch.float64, device=device)     # 24 bits would miss rare tokens
         self.state_QK, self.token_QK = (torch.zeros(Q, K, dtype=torch.long, device=device) for _ in range(2))
 
-    def begin(self, prompts: Prompts, generator: torch.Generator | None) -> None:
+    def toss(self, generator: torch.Generator | None) -> None:
+        """All that chance decides, before the first step."""
+        self.uniform_QKC.uniform_(generator=generator)
+
+    def begin(self) -> None:
         self.drawn.set(self.blank)
         self.state_QK.zero_()
-        self.uniform_QKC.uniform_(generator=generator)              # all that chance decides, before the first step
-        self._select(self.tree.prefill(prompts).expand(-1, self.tree.branches, -1))
+        self._select(self.tree.prefill().expand(-1, self.tree.branches, -1))
 
     def step(self) -> None:
         self._select(self.tree.grow(self.token_QK))
@@ -299,7 +311,6 @@ class Kept:
 
     kind: tuple[object, ...]
     reads: tuple[int, ...]
-    adapters: Rounded
     search: Beams | Draws
     replay: Replay
 
@@ -311,15 +322,16 @@ def _search(kind: type[Beams] | type[Draws], model: CausalLM, prompts: Sequence[
     if longest + depth > limit:
         raise ValueError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
                          f"{limit}: shorten the prompt or lower generation.max_new_tokens")
-    padded, device = pad_prompts(prompts, device=model.device), model.device
     kept = _kept(kind, model, len(prompts), longest, completions, depth, stopping, settings)
-    search, tree = kept.search, kept.search.tree
-    with kept.adapters.in_use():
-        search.begin(padded, generator)
+    search, tree, replay = kept.search, kept.search.tree, kept.replay
+    if isinstance(search, Draws):
+        search.toss(generator)
+    with adapters_held(model):
+        replay(search.begin, tree.load(pad_prompts(prompts, multiple=STRETCH if replay.records else 1, device=model.device)))
         for c in range(1, depth):
-            if (device.type == "cpu" or c % ASK_EVERY == 0) and search.over():
+            if (not replay.records or c % ASK_EVERY == 0) and search.over():
                 break
-            kept.replay(tree.reach(c - 1))
+            replay(search.step, tree.reach(c - 1))
     return search.found()
 
 
@@ -333,7 +345,7 @@ def _kept(kind: type[Beams] | type[Draws], model: CausalLM, groups: int, longest
     model.kept = None                               # its memory is needed for the next
     tree = GrowingTree(model, groups, longest, completions, depth)
     search = kind(tree, depth, stopping.to(model.device), **settings)
-    kept = Kept(what, reads, Rounded(model), search, Replay(search.step, model.device))
+    kept = Kept(what, reads, search, Replay(model.device))
     if kept.replay.records:                         # else there is nothing to gain by it
         model.kept = kept
     return kept

@@ -31,12 +31,14 @@ class Prompts:
         return torch.arange(self.ids_QP.shape[1], device=self.ids_QP.device) < self.length_Q[:, None]
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Prompts:
-    """Ragged prompts (token ids) → ``Prompts``. An empty prompt has no token to predict from: ``ValueError``."""
+def pad_prompts(prompts: Sequence[Sequence[int]], *, multiple: int = 1, device: torch.device | str = "cpu") -> Prompts:
+    """Ragged prompts (token ids) → ``Prompts``, padded to the longest, and on to a ``multiple``. An empty prompt has no token
+    to predict from: ``ValueError``."""
     if not prompts or not all(prompts):
         raise ValueError("a prompt has no tokens")
     length_Q = torch.tensor([len(ids) for ids in prompts])
-    ids_QP = torch.tensor([[*ids, *ids[:1] * (int(length_Q.max()) - len(ids))] for ids in prompts])
+    width = -(-int(length_Q.max()) // multiple) * multiple
+    ids_QP = torch.tensor([[*ids, *ids[:1] * (width - len(ids))] for ids in prompts])
     return Prompts(ids_QP.to(device), length_Q.to(device))
 
 

@@ -52,9 +52,9 @@ CODEGEMMA = {"model_type": "gemma", "vocab_size": 256000, "hidden_size": 3072, "
 WORKS = {("tiny", "cpu"): Work(TINY, 4, 64, 2, 32, 8, 1024, 5),
          ("tiny", "cuda"): Work(TINY, 4, 64, 2, 32, 8, 1024, 5),
          ("smollm2", "cpu"): Work(SMOLLM2, 4, 350, 2, 64, 8, 1024, 3),
-         ("smollm2", "cuda"): Work(SMOLLM2, 8, 350, 8, 256, 64, 32768, 5),
+         ("smollm2", "cuda"): Work(SMOLLM2, 8, 350, 8, 256, 64, 32768, 3),
          ("codegemma7b", "cpu"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 3072, 1),
-         ("codegemma7b", "cuda"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 3072, 5)}
+         ("codegemma7b", "cuda"): Work(CODEGEMMA, 8, 512, 2, 128, 4, 3072, 3)}
 RANK, ALPHA = 16, 32.0
 
 
@@ -149,7 +149,8 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
 
     def prefill(tree: GrowingTree) -> None:
         with torch.inference_mode():
-            tree.prefill(pad_prompts(prompts, device=where))
+            tree.load(pad_prompts(prompts, device=where))
+            tree.prefill()
 
     def generate(method: str) -> list:
         settings = dict(completions=K, max_new_tokens=C, stopping=never)

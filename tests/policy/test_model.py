@@ -232,7 +232,8 @@ def grown(model, theirs):
     def alone():
         return torch.stack([theirs(input_ids=torch.tensor(group)).logits[:, -1] for group in histories])
 
-    yield tree.prefill(pad_prompts(PROMPTS)).expand(-1, K, -1), alone()
+    tree.load(pad_prompts(PROMPTS))
+    yield tree.prefill().expand(-1, K, -1), alone()
     for depth in range(C):
         ids_QK = random_ids(3, K, seed=50 + depth).clamp(min=1)
         parent_QK = torch.randint(0, K, (3, K), generator=draw) if depth % 3 else None
@@ -303,8 +304,10 @@ def test_what_an_earlier_search_left_in_a_tree_is_not_read(pair):
         tensor.fill_(torch.nan)
     used.visible_QKS.fill_(True)
     used.depth_1.fill_(2)
+    for tree in (used, clean, roomy):
+        tree.load(prompts)
     for ids_QK in [None, random_ids(2, 2), random_ids(2, 2, seed=1)]:
-        again, first, third = (tree.prefill(prompts) if ids_QK is None else tree.grow(ids_QK) for tree in (used, clean, roomy))
+        again, first, third = (tree.prefill() if ids_QK is None else tree.grow(ids_QK) for tree in (used, clean, roomy))
         assert again.equal(first)
         assert_close(third, first, 1e-5)
 

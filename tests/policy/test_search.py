@@ -560,12 +560,12 @@ def test_smollm2_beams_equal_those_of_transformers(smollm2, parity):
 def keeping(monkeypatch):
     """As on CUDA, where recorded steps read the tensors of the first search: it is kept, though its steps are called."""
     class Keeping(minigrpo.policy.search.Replay):
-        def __init__(self, step, device):
-            super().__init__(step, device)
+        def __init__(self, device):
+            super().__init__(device)
             self.records = True
 
-        def __call__(self, shape):
-            self.step()
+        def __call__(self, step, shape):
+            step()
 
     monkeypatch.setattr(minigrpo.policy.search, "Replay", Keeping)
 

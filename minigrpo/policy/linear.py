@@ -1,0 +1,48 @@
+"""x Wᵀ + b, by the library that is fastest at it. Knows no adapters and no model."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in], weight [out, in], bias [out] → [..., out].
+
+    In float32 on the CPU PyTorch calls MKL, which on processors of other makers than its own does not reach what oneDNN, also
+    a part of PyTorch, does: measured on two cores of an AMD EPYC, 1.2 to 1.5 times as fast for a thousand rows, twice for
+    eight rows or an output head.
+    """
+    wanted = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+    if wanted and ONEDNN and not torch.compiler.is_compiling():         # the compiler chooses by itself
+        return OneDNN.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that calls ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class OneDNN(torch.autograd.Function):
+    """``linear`` of rows [T, in] by oneDNN, whose operator has no gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
+        return (_product(grad, weight.T) if wanted[0] else None,
+                _product(grad.T, x.T) if wanted[1] else None,
+                grad.sum(dim=0) if wanted[2] else None)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
