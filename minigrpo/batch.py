@@ -1,5 +1,6 @@
 """Groups → tensors: the one crossing. Knows rewards as numbers and completions as ids."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -14,6 +15,7 @@ from minigrpo.policy.lora import reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, pad_completions, pad_prompts
 from minigrpo.rollout import Group
+from minigrpo.runtime import memory_explained
 from minigrpo.shapes import check, check_boolean
 
 
@@ -66,9 +68,18 @@ def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, t
                              dtype=torch.float64)
     advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(torch.promote_types(model.dtype, torch.float32))
     sizes = [(len(group.prompt_ids), max(len(rollout.completion.ids) for rollout in group.rollouts)) for group in groups]
-    return Batch(tuple(_make_part([groups[q] for q in chosen], advantage_QK[chosen].to(model.device), model,
-                                  keep_old=grpo.updates_per_rollout > 1, temperature=temperature, clock=clock)
-                       for chosen in pack(sizes, len(groups[0].rollouts), grpo.micro_batch_tokens)), temperature)
+    with scoring_explained(model, grpo.micro_batch_tokens):
+        return Batch(tuple(_make_part([groups[q] for q in chosen], advantage_QK[chosen].to(model.device), model,
+                                      keep_old=grpo.updates_per_rollout > 1, temperature=temperature, clock=clock)
+                           for chosen in pack(sizes, len(groups[0].rollouts), grpo.micro_batch_tokens)), temperature)
+
+
+def scoring_explained(model: CausalLM, micro_batch_tokens: int) -> AbstractContextManager[None]:
+    """Around what scores or trains, a micro-batch at a time."""
+    checkpointing = "" if model.checkpointing else ", or set model.checkpointing = true"
+    return memory_explained(model.device, f"scoring, in micro-batches of up to {micro_batch_tokens} tokens",
+                            "lower grpo.micro_batch_tokens (down to one question a micro-batch), generation.completions or "
+                            f"generation.max_new_tokens{checkpointing}")
 
 
 def pack(sizes: Sequence[tuple[int, int]], branches: int, budget: int) -> list[list[int]]:

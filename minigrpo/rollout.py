@@ -14,6 +14,7 @@ from minigrpo import config
 from minigrpo.metrics import Clock, Metrics
 from minigrpo.policy.search import Completion, beam_search, sample
 from minigrpo.policy.weights import Policy
+from minigrpo.runtime import memory_explained
 from minigrpo.task.database import STATUSES, Database, Execution, run_all
 from minigrpo.task.prompt import extract_sql
 from minigrpo.task.questions import Question
@@ -86,12 +87,17 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], generation: confi
              generator: torch.Generator | None) -> list[list[Completion]]:
     """K completions a prompt, by the configured method, or "greedy" (evaluation)."""
     common = dict(completions=generation.completions, max_new_tokens=generation.max_new_tokens, stopping=policy.stopping)
-    if generation.method == "greedy":
-        return sample(policy.model, prompts, **common, temperature=0.0)
-    if generation.method == "sample":
-        return sample(policy.model, prompts, **common, temperature=generation.temperature, generator=generator)
-    return beam_search(policy.model, prompts, **common, length_penalty=generation.length_penalty,
-                       early_stopping=generation.early_stopping)
+    greedy = generation.method == "greedy"
+    size = "evaluation.batch" if greedy else "grpo.questions, generation.completions"
+    with memory_explained(policy.model.device, f"generation ({len(prompts)} prompts of up to {max(map(len, prompts))} tokens, "
+                          f"{generation.completions} × {generation.max_new_tokens} new ones each)",
+                          f"lower {size} or generation.max_new_tokens"):
+        if greedy:
+            return sample(policy.model, prompts, **common, temperature=0.0)
+        if generation.method == "sample":
+            return sample(policy.model, prompts, **common, temperature=generation.temperature, generator=generator)
+        return beam_search(policy.model, prompts, **common, length_penalty=generation.length_penalty,
+                           early_stopping=generation.early_stopping)
 
 
 def group_metrics(groups: Sequence[Group]) -> Metrics:

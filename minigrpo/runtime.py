@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import re
 import resource
 import signal
 import sys
+from contextlib import contextmanager
+from typing import Iterator
 
 import torch
 
@@ -61,6 +64,30 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the CUDA device has left, those that PyTorch holds in reserve too, or this machine."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def memory_explained(device: torch.device, work: str, remedy: str) -> Iterator[None]:
+    """Within the block, memory that is not to be had is a ``MemoryError`` with the arithmetic: for what ``work`` how much was
+    asked, how much there is, and what to change."""
+    try:
+        yield
+    except RuntimeError as error:           # CUDA's allocator has a class of its own for it, the CPU's only a text
+        asked = re.search(r"[Tt]r(?:ied|y) to allocate ([\d.]+) ?([KMGT]iB|bytes)?", str(error))
+        if asked is None:
+            raise
+        size = float(asked[1]) * 1024 ** ("bytes", "KiB", "MiB", "GiB", "TiB").index(asked[2] or "bytes")
+        total, free = total_memory(device), free_memory(device)
+        raise MemoryError(f"{work} does not fit on {device}: {size / 1e9:.2f} GB more were asked for, {free / 1e9:.2f} of "
+                          f"{total / 1e9:.2f} GB are free (in pieces of any size): {remedy}") from error
 
 
 def program_memory(device: torch.device) -> int:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo import config
-from minigrpo.batch import Batch, pack
+from minigrpo.batch import Batch, pack, scoring_explained
 from minigrpo.grpo import grpo_loss, normaliser
 from minigrpo.metrics import Clock, Metrics
 from minigrpo.policy.logprobs import completion_logprobs
@@ -34,7 +34,7 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
     tokens = sum(part.mask_BC.sum() for part in batch.parts).clamp(min=1)
     sums = dict.fromkeys(("loss", "objective", "kl", "ratio_drift", "clip_ratio"), 0.0)
     gaps = []
-    with clock("update"):
+    with clock("update"), scoring_explained(model, grpo.micro_batch_tokens):
         for part in batch.parts:
             logp_BC = completion_logprobs(model, part.prompts, part.ids_QKC, part.mask_QKC, temperature=batch.temperature)
             old_logp_BC = logp_BC.detach() if part.old_logp_BC is None else part.old_logp_BC
@@ -60,13 +60,14 @@ def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer,
     """One step of maximum likelihood on (prompt ids, completion ids), by the same pass that scores rollouts: a group with one
     completion. ``loss`` is the mean of −log p over all completion tokens of the examples, however they are cut up."""
     tokens, loss = sum(len(completion) for _, completion in examples), 0.0
-    for chosen in pack([(len(prompt), len(completion)) for prompt, completion in examples], 1, micro_batch_tokens):
-        prompts = pad_prompts([examples[i][0] for i in chosen], device=model.device)
-        ids_Q1C, mask_Q1C = pad_completions([[examples[i][1]] for i in chosen], device=model.device)
-        part = -completion_logprobs(model, prompts, ids_Q1C, mask_Q1C).sum() / tokens
-        part.backward()
-        loss += part.item()
-    return {"loss": loss, **_step(optimizer, max_grad_norm)}
+    with scoring_explained(model, micro_batch_tokens):
+        for chosen in pack([(len(prompt), len(completion)) for prompt, completion in examples], 1, micro_batch_tokens):
+            prompts = pad_prompts([examples[i][0] for i in chosen], device=model.device)
+            ids_Q1C, mask_Q1C = pad_completions([[examples[i][1]] for i in chosen], device=model.device)
+            part = -completion_logprobs(model, prompts, ids_Q1C, mask_Q1C).sum() / tokens
+            part.backward()
+            loss += part.item()
+        return {"loss": loss, **_step(optimizer, max_grad_norm)}
 
 
 def _step(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigrpo.runtime import choose_device, choose_dtype, generator, peak_memory
+from minigrpo.runtime import choose_device, choose_dtype, generator, memory_explained, peak_memory
 
 
 def draw(*key):
@@ -60,3 +60,25 @@ def test_peak_memory_counts_bytes_and_never_falls():
     block = torch.ones(64 * 2 ** 20, dtype=torch.uint8)             # touched, so resident: 64 MiB
     after = peak_memory(torch.device("cpu"))
     assert 10 * 2 ** 20 < before <= after < 64 * 2 ** 30 and block.all()
+
+
+# ---------------------------------------------------------------------------------------------- memory that is not there
+def test_memory_that_is_not_to_be_had_is_explained_with_its_arithmetic():
+    """2^59 float32 are 2^61 bytes: 2,305,843,009.21 GB, which this machine's own allocator refuses."""
+    with pytest.raises(MemoryError, match=r"^the update does not fit on cpu: 2305843009\.21 GB more were asked for, \d+\.\d\d of "
+                                          r"\d+\.\d\d GB are free \(in pieces of any size\): lower a\.key$") as raised:
+        with memory_explained(torch.device("cpu"), "the update", "lower a.key"):
+            torch.empty(2**59)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_cudas_own_words_are_read_too():
+    """As CUDA's allocator writes them (PyTorch 2.11): 1.50 GiB are 1.61 GB."""
+    words = "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 79.19 GiB of which 1.06 GiB is free."
+    with pytest.raises(MemoryError, match="1.61 GB more were asked for"), memory_explained(torch.device("cpu"), "it", "less"):
+        raise torch.OutOfMemoryError(words)
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(RuntimeError, match="shapes"), memory_explained(torch.device("cpu"), "it", "less"):
+        raise RuntimeError("shapes do not match")

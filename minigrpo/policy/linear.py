@@ -17,7 +17,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     wanted = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
     if wanted and ONEDNN and not torch.compiler.is_compiling():         # the compiler chooses by itself
-        return OneDNN.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        product = OneDNN.apply if torch.is_grad_enabled() else onednn       # a node of the graph costs more than some products
+        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
 
 
@@ -34,15 +35,15 @@ class OneDNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return _product(x, weight, bias)
+        return onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
-        return (_product(grad, weight.T) if wanted[0] else None,
-                _product(grad.T, x.T) if wanted[1] else None,
+        return (onednn(grad, weight.T) if wanted[0] else None,
+                onednn(grad.T, x.T) if wanted[1] else None,
                 grad.sum(dim=0) if wanted[2] else None)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

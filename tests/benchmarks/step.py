@@ -301,12 +301,10 @@ def measure_trl(work: Work, device: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- table
-def show(rows: list[dict]) -> None:
-    print(f"\n{'phase':26} {'who':13} {'median':>10} {'min … max':>21} {'peak':>9}")
-    for row in rows:
-        memory = f"{row['peak_bytes'] / 1e9:.2f} GB" if row["peak_bytes"] else ""
-        print(f"{row['phase']:26} {row['who']:13} {row['median_s'] * 1e3:7.1f} ms {row['min_s'] * 1e3:9.1f} … "
-              f"{row['max_s'] * 1e3:9.1f} {memory:>9}")
+def show(row: dict) -> None:
+    memory = f"{row['peak_bytes'] / 1e9:.2f} GB" if row["peak_bytes"] else ""
+    print(f"{row['phase']:26} {row['who']:13} {row['median_s'] * 1e3:7.1f} ms {row['min_s'] * 1e3:9.1f} … "
+          f"{row['max_s'] * 1e3:9.1f} ms {memory:>9}", flush=True)
 
 
 def main() -> None:
@@ -325,13 +323,16 @@ def main() -> None:
     if args.only:
         return globals()[f"measure_{args.only}"](work, args.device)
     rows = []
+    print(f"{'phase':26} {'who':13} {'median':>10} {'min … max':>24} {'peak':>9}")
     for who in WHO if args.peers else WHO[:1]:
-        ended = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", who], stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-        if ended.returncode:
-            sys.exit(f"{who} ended with status {ended.returncode}")
-        rows += [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"phase"')]
-    show(rows)
+        child = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--only", who], stdout=subprocess.PIPE, text=True,
+                                 env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+        for line in child.stdout:
+            if line.startswith('{"phase"'):
+                rows.append(json.loads(line))
+                show(rows[-1])
+        if child.wait():
+            sys.exit(f"{who} ended with status {child.returncode}")
     if args.json:
         args.json.write_text(json.dumps({"work": vars(work), "machine": machine(args.device), "rows": rows}, indent=1) + "\n")
 
