@@ -1,20 +1,20 @@
-"""What known cheats earn: SQL that ignores the question, run on real SQLite, under every preset. Beside them an honest right
-query, an honest wrong one, and an error.
+"""What known cheats earn: SQL that ignores the question, run on real SQLite, under every preset. Beside them an honest
+right query, an honest wrong one, and an error.
 
-``python -m tests.adversaries [FOLDER SPLIT]`` prints the tables, as Markdown: of the made-up athletes, or of the benchmark with
-gold SQL in FOLDER.
+``python -m tests.adversaries [FOLDER SPLIT]`` prints the tables, as Markdown: of the made-up athletes, or of the benchmark
+with gold SQL in FOLDER.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 
 from minigrpo.evaluate import blind_guesses
 from minigrpo.task import athletes, temptabqa
 from minigrpo.task.answer import render_answer, score_answer
-from minigrpo.task.database import Database, Tables, run_all
+from minigrpo.task.database import Database, Execution, Tables, run_all
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import PRESETS, make_reward, weigh
 from minigrpo.task.sqlite import open_sqlite
@@ -33,8 +33,8 @@ CHEATS = {
     "numbers 0..100, Yes, No": f"SELECT '{NUMBERS}, Yes, No'",
     "the same in one part": f"SELECT '{NUMBERS.replace(',', '')} Yes No'",
     "all of the athlete, numbers, Yes, No": " UNION ".join(
-        [f"SELECT {column} {JOINED}" for column in ("Athlete.name", "Tournament.name", "Format.name", "Medal.location", "Medal.year",
-                                                    "Medal.type")] + [f"SELECT '{NUMBERS}, Yes, No'"]),
+        [f"SELECT {column} {JOINED}" for column in ("Athlete.name", "Tournament.name", "Format.name", "Medal.location",
+                                                    "Medal.year", "Medal.type")] + [f"SELECT '{NUMBERS}, Yes, No'"]),
     "a constant: 0..40, Yes, No, 1980..2024": f"SELECT '{NUMBERS[:NUMBERS.index(', 41')]}, Yes, No, {YEARS}'",
     "the blind guess": "SELECT {guess}",
     "the blind guess, from a table": "SELECT {guess} FROM Athlete LIMIT 1",
@@ -61,7 +61,8 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def measure(questions: Sequence[Question], train: Sequence[Question], tables: Mapping[str, Tables], database: Database) -> Bench:
+def measure(questions: Sequence[Question], train: Sequence[Question], tables: Mapping[str, Tables],
+            database: Database) -> Bench:
     """Every candidate for every question that has gold SQL, which is right."""
     asked = [question for question in questions if question.gold_sql]
     gold = dict(zip(asked, run_all(database, [(question.gold_sql, question.database) for question in asked], 1)))
@@ -84,17 +85,19 @@ def measure(questions: Sequence[Question], train: Sequence[Question], tables: Ma
         for name, sqls in candidates.items()})
 
 
-def wrong(question: Question, asked: Sequence[Question], gold: Mapping[Question, object]) -> str:
-    """The gold SQL of the next question, best of the same kind, whose answer has nothing right: a name or a condition mistaken."""
+def wrong(question: Question, asked: Sequence[Question], gold: Mapping[Question, Execution]) -> str:
+    """The gold SQL of the next question, of the same kind if there is one, whose answer has nothing right here: as if a name
+    or a condition were mistaken."""
     place = asked.index(question)
     others = sorted([*asked[place + 1:], *asked[:place]], key=lambda other: other.kind != question.kind)
     return next((other.gold_sql for other in others if other.database == question.database
-                 and not score_answer(question.answer, render_answer(gold[other].rows)).rems), "SELECT name FROM Athlete LIMIT 0")
+                 and not score_answer(question.answer, render_answer(gold[other].rows)).rems), CHEATS["no rows"])
 
 
 # --------------------------------------------------------------------------------------------------------------- showing
 def table(bench: Bench, presets: Sequence[str] = tuple(PRESETS)) -> str:
-    """Mean reward · percent of questions for which it earns no less than gold SQL · percent for which more than the wrong query."""
+    """Mean reward · percent of questions for which that is no less than gold SQL's · percent for which it is more than the
+    wrong query's."""
     lines = [f"| {len(bench.questions)} questions | {' | '.join(presets)} |", "|---" * (len(presets) + 1) + "|"]
     for name in bench.terms:
         cells = []
@@ -106,7 +109,7 @@ def table(bench: Bench, presets: Sequence[str] = tuple(PRESETS)) -> str:
     return "\n".join(lines)
 
 
-def percent(hits) -> str:
+def percent(hits: Iterable[bool]) -> str:
     return f"{100 * fmean(hits):.0f}"
 
 
@@ -132,20 +135,20 @@ PAIRS = ((RIGHT, WRONG), (RIGHT, ERROR), (WRONG, ERROR), (RIGHT, "all of the ath
          ("the blind guess", WRONG), ("the blind guess, from a table", WRONG), ("no rows", WRONG))
 
 
-def athletes_bench(count: int) -> Bench:
+def athletes_bench(count: int | None = None) -> Bench:
     """The first ``count`` held-out questions of the embedded task."""
     tables = athletes.load_databases()
     with open_sqlite(tables) as database:
         return measure(athletes.load_questions("heldout")[:count], athletes.load_questions("train"), tables, database)
 
 
-def benchmark_bench(folder: Path, split: str) -> Bench:
+def benchmark_bench(folder: Path, split: str, count: int | None = None) -> Bench:
     tables = temptabqa.load_databases(folder)
     with open_sqlite(tables) as database:
-        return measure(temptabqa.load_questions(folder, split, folder / "gold_sql.jsonl"),
+        return measure(temptabqa.load_questions(folder, split, folder / "gold_sql.jsonl")[:count],
                        temptabqa.load_questions(folder, "train"), tables, database)
 
 
 if __name__ == "__main__":
-    shown = benchmark_bench(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 1 else athletes_bench(390)
+    shown = benchmark_bench(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 1 else athletes_bench()
     sys.stdout.write(f"{table(shown)}\n\n{order_table(shown, PAIRS)}\n")

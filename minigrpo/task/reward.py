@@ -77,15 +77,15 @@ def make_reward(preset: str, tables: Mapping[str, Tables] | None = None) -> Rewa
     """The reward function of a preset, or of one's own: ``reward(question, sql, execution)``.
 
     ``tables``: those of each database by name, for the terms that read SQL; without them these terms are left out.
-    ``ValueError``: there is no such preset, module or function, or the preset weighs terms that are left out; and when a reward
-    of one's own raises, or returns no finite number.
+    ``ValueError``: there is no such preset, module or function, or the preset weighs terms that are left out; and when a
+    reward of one's own raises, or returns no finite number.
     """
     own = load_own(preset) if "." in preset else None
     if own is None and preset not in PRESETS:
         raise ValueError(f"{unknown('reward', preset, PRESETS)}: the presets are {', '.join(PRESETS)}; one of your own is "
                          "module.function")
     schemas = {name: structure.read_schema(members) for name, members in (tables or {}).items()}
-    if tables is None and not own and any(name in structure.TERMS for product in PRESETS[preset] for name in product.split(" * ")):
+    if tables is None and not own and not structure.TERMS.keys().isdisjoint(" * ".join(PRESETS[preset]).split(" * ")):
         raise ValueError(f"the reward {preset!r} reads SQL and has to know the databases' tables")
 
     def reward(question: Question, sql: str | None, execution: Execution) -> Reward:
