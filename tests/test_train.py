@@ -422,8 +422,8 @@ def test_equal_rewards_teach_nothing(run):
 
 
 def test_a_reward_of_ones_own_is_what_trains(run, tmp_path, monkeypatch):
-    """It pays the digit that SELECT gives, and its term says whether there was one; what it pays is in the samples, the term in
-    the metrics, and our own terms are there too."""
+    """It pays the digit that SELECT gives, and its term says whether there was one; what it pays is in the samples, the term
+    in the metrics, and our own terms are there too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "digits.py").write_text("""
@@ -448,8 +448,8 @@ def test_a_reward_that_raises_ends_the_run_with_one_sentence(train_recipe, cli, 
     (tmp_path / "broken.py").write_text("def reward(question, sql, execution):\n    return 1 / 0\n")
     ended = cli(train_recipe, "--set", f"run.out={tmp_path / 'run'}", "--set", "reward.preset=broken.reward")
     message = ended.err.split("\r")[-1].strip().split("\n")[-1]
-    assert ended.status == 1 and re.fullmatch("train.py: the reward broken.reward of (train|dev)/[0-9]+, SQL '.*': ZeroDivisionError: "
-                                              "division by zero .*broken.py, line 2.", message), ended
+    assert ended.status == 1 and re.fullmatch("train.py: the reward broken.reward of (train|dev)/[0-9]+, SQL '.*': "
+                                              "ZeroDivisionError: division by zero .*broken.py, line 2.", message), ended
 
 
 def test_a_batch_in_which_nothing_executes(run):
@@ -514,8 +514,8 @@ def refusal(ended) -> str:
     ("task.split=trian", "unknown split 'trian' .did you mean 'train'..: the benchmark has train, dev, .*"),
     ("task.split=hard", "split 'hard' has no file .*Hard.tsv; splits that are there: train, dev, .*"),
     ("evaluation.split=test", "unknown split 'test'.*"),
-    ("reward.preset=stric", "unknown reward 'stric' .did you mean 'strict'..: the presets are paper, strict, .*; one of your own is "
-                           "module.function"),
+    ("reward.preset=stric", "unknown reward 'stric' .did you mean 'strict'..: the presets are paper, strict, .*; one of your own "
+                            "is module.function"),
     ("reward.preset=no_such.reward", "the reward no_such.reward: there is no module no_such, installed or in .*"),
     ("model.path=no/such/model", "model.path: there is no folder no/such/model"),
     ("model.path=.", ". is no model folder: it has no config.json"),

@@ -7,6 +7,7 @@ engine to engine, and with it what stands in quotes.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import Mapping, Sequence
 
@@ -31,7 +32,7 @@ TERMS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schema:
     """``columns``: table → column → the key that it is or refers to in the end, else itself; ``keys``: columns that are, or
     refer to, one; ``values``: those of columns with few of them, as ``plain_words``."""
@@ -117,6 +118,7 @@ def _is_text(token: str, names: frozenset[str]) -> bool:
     return token[0] == "'" or token[0] == '"' and _name(token) not in names
 
 
+@lru_cache(maxsize=4096)            # gold SQL is read for each candidate, and a policy writes the same query again and again
 def read_sql(sql: str, schema: Schema) -> Named:
     """What a query names; nothing, where that cannot be read safely."""
     if len(sql) > MAX_SQL or "\\" in sql:
@@ -143,7 +145,7 @@ def _read_columns(words: Sequence[str], bears: Bears, schema: Schema) -> frozens
     found = set()
     for i, (name, after) in enumerate(zip(words, [*words[1:], ""])):
         qualifier = words[i - 2] if i > 1 and words[i - 1] == "." else ""
-        if after in (".", "(") or not re.match(r"[^\W\d]", name) or qualifier in bears and not bears[qualifier]:
+        if after in (".", "(") or not name.isidentifier() or qualifier in bears and not bears[qualifier]:
             continue                                        # a qualifier, a function, no name; a column of a subquery
         places = _places(qualifier, name, bears, schema)
         if places or qualifier:
@@ -151,7 +153,7 @@ def _read_columns(words: Sequence[str], bears: Bears, schema: Schema) -> frozens
     return frozenset(found)
 
 
-def _read_joins(words: Sequence[str], bears: Mapping[str, Sequence[str]],
+def _read_joins(words: Sequence[str], bears: Bears,
                 schema: Schema) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
     """The joins and the strays. Not seen: NATURAL, and a key that is computed with."""
     joins, strays = set(), set()

@@ -160,9 +160,9 @@ def test_with_two_candidates_only_their_order_counts(athletes, preset):
 
 def test_the_error_penalty_does_nothing_with_two_candidates_and_something_with_three(athletes):
     """Without it an error, at 0, stays behind whatever runs, at 1: every pair has the same order, and so the same advantages
-    but for ε. Of three, right, wrong and failed (1101, 1, −100), the advantages by hand are 767, −333 and −434 over σ = 543.92;
-    without the penalty (1101, 1, 0) they are 733.67, −366.33 and −367.33 over 518.78: a wrong query is then hardly better than
-    an error."""
+    but for ε. Of three, right, wrong and failed (1101, 1, −100), the advantages by hand are 767, −333 and −434 over 543.92;
+    without the penalty (1101, 1, 0) they are 733.67, −366.33 and −367.33 over 518.78: a wrong query is then hardly better
+    than an error."""
     assert orders(athletes, "paper") == orders(athletes, "no_error_penalty")
     for first, second in combinations(athletes.terms, 2):
         paper, without = (advantages(athletes, preset, (first, second)) for preset in ("paper", "no_error_penalty"))

@@ -73,9 +73,10 @@ def test_what_has_two_names_is_not_refused(mariadb, sources):
 
 
 @pytest.mark.parametrize("sql, expected", [
-    ("SELECT TRIM ( x FROM y ) FROM Pet", [[("Pet", "Pet")]]),                              # a FROM without a SELECT is no table's
+    ("SELECT TRIM ( x FROM y ) FROM Pet", [[("Pet", "Pet")]]),              # a FROM without a SELECT is no table's
     ("SELECT 1 WHERE 1 IS DISTINCT FROM Pet", []),
-    ("SELECT 1 FROM ( Pet JOIN Owner o ON 1 = 1 ) , x . Pet AS p WHERE 1", [[("Pet", "Pet"), ("Owner", "o")], [("?", "?"), ("Pet", "p")]]),
+    ("SELECT 1 FROM ( Pet JOIN Owner o ON 1 = 1 ) , x . Pet AS p WHERE 1",
+     [[("Pet", "Pet"), ("Owner", "o")], [("?", "?"), ("Pet", "p")]]),
     ("SELECT 1 FROM Pet UNION SELECT 2 FROM Owner", [[("Pet", "Pet")], [("Owner", "Owner")]]),
 ])
 def test_the_tables_of_each_from(sql, expected):

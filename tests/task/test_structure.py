@@ -51,6 +51,8 @@ def test_columns_without_a_key_in_common_are_a_stray(condition, stray):
 def test_a_comparison_within_one_table_and_one_with_a_value_are_no_joins():
     named = read_sql("SELECT 1 FROM Medal m WHERE m.year = m.medal_id AND year = 2012 AND m.type = 'format_id'", SCHEMA)
     assert not named.joins and not named.strays
+    twice = read_sql("SELECT 1 FROM Medal m JOIN Medal n ON m.year = n.year", SCHEMA)           # a value, no key
+    assert not twice.joins and not twice.strays
 
 
 def test_subqueries_and_with_tables_are_read_through():
@@ -58,7 +60,7 @@ def test_subqueries_and_with_tables_are_read_through():
            "JOIN (SELECT location FROM Medal m WHERE m.yeer = 1) AS x ON x.location = won.location")
     named = read_sql(sql, SCHEMA)
     assert named.tables == {"medal"}
-    assert named.columns == {("medal", "year"), ("medal", "location"), ("", "m.yeer")}      # of no table: it has no such column
+    assert named.columns == {("medal", "year"), ("medal", "location"), ("", "m.yeer")}      # of no table: none has it
 
 
 def test_columns_and_tables_that_are_not_there_are_named_as_such():
@@ -103,8 +105,9 @@ def test_scraps_are_read_without_harm(sql):
     assert all(0 <= value <= 1 for value in structure_terms(QUESTION, sql, SCHEMA).values())
 
 
-words = st.sampled_from("""SELECT FROM JOIN ON USING WHERE AS WITH UNION ( ) , . = * ' " ` [ ] ; -- /* Athlete Medal m name year
-    athlete_id format_id 'x' "Medal" 2012 distinct""".split())
+words = st.sampled_from("""SELECT FROM JOIN ON USING WHERE AS WITH UNION ( ) , . = * ' " ` [ ] ; -- /* Athlete Medal m name
+    year format_id
+    athlete_id 'x' "Medal" 2012 distinct""".split())
 
 
 @given(st.lists(words, max_size=40), st.booleans())
@@ -114,8 +117,8 @@ def test_whatever_is_written_the_terms_are_shares(tokens, with_gold):
     assert terms.keys() == TERMS.keys() and all(0 <= value <= 1 for value in terms.values())
 
 
-@pytest.mark.parametrize("piece", ["(", "'a',", "a", "using (", "m.year,", "from Medal ", "x as ( ", "[", '"', "''", "a=a and ",
-                                   ",Medal"])
+@pytest.mark.parametrize("piece", ["(", "'a',", "a", "using (", "m.year,", "from Medal ", "x as ( ", "[", '"', "''",
+                                   "a=a and ", ",Medal"])
 def test_a_text_written_to_take_long_takes_no_time(piece):
     """The longest text that is sent, and one far longer, are read in milliseconds; a second is a hundred times that."""
     for length in (MAX_SQL, 64_000):
@@ -158,12 +161,17 @@ def test_terms_without_gold_sql_by_hand():
 def test_a_literal_counts_as_a_whole_word_only():
     """The question has 2012, Rome and Wong; 201, Rom and Won stand in no word's place."""
     for literal, found in (("2012", 1), ("201", 0), ("'rome'", 1), ("'Rom'", 0), ("'%Wong%'", 1), ("'Won'", 0)):
-        assert structure_terms(QUESTION, f"SELECT name FROM Athlete WHERE name = {literal}", SCHEMA)["literals"] == found, literal
+        terms = structure_terms(QUESTION, f"SELECT name FROM Athlete WHERE name = {literal}", SCHEMA)
+        assert terms["literals"] == found, literal
 
 
 def test_one_table_needs_no_join_and_a_cross_join_has_none():
+    """Names that are equated beside the key are one wrong part of three: two tables and a stray."""
     assert structure_terms(QUESTION, "SELECT name FROM Athlete", SCHEMA)["joins"] == 1
     assert structure_terms(QUESTION, "SELECT Athlete.name FROM Athlete, Medal", SCHEMA)["joins"] == 0
+    joined = "SELECT 1 FROM Athlete a JOIN Tournament t ON a.athlete_id = t.athlete_id"
+    assert structure_terms(QUESTION, joined, SCHEMA)["joins"] == 1
+    assert structure_terms(QUESTION, f"{joined} AND a.name = t.name", SCHEMA)["joins"] == pytest.approx(2 / 3)
 
 
 def test_names_that_need_quotes_and_links_in_a_row_or_a_circle():
