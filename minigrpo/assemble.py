@@ -53,7 +53,7 @@ def load_data(cfg: config.Config) -> Data:
 
 def open_judge(task: config.Task, database: config.Database, reward: config.Reward) -> Judge:
     """The task's side of a step: prompts, rewards, and a loaded database, open until the judge is left."""
-    reward_function = make_reward(reward.preset)
+    make_reward(reward.preset, {})                          # what is wrong with it is said before a server is started
     examples = read_examples(Path(task.examples)) if task.examples else []
     opened, tables = open_existing(task, database) if task.kind == "jsonl" else open_loaded(task, database)
     schema = cache(lambda name: schema_text(task.template, tables[name], task.samples))
@@ -62,7 +62,7 @@ def open_judge(task: config.Task, database: config.Database, reward: config.Rewa
         return render_prompt(task.template, question.text, schema(question.database), examples=examples)
 
     second = athletes.SECOND if task.kind == "athletes" else ""
-    return Judge(prompt, opened, reward_function, database.connections, second, tuple(tables))
+    return Judge(prompt, opened, make_reward(reward.preset, tables), database.connections, second, tuple(tables))
 
 
 def open_loaded(task: config.Task, cfg: config.Database) -> tuple[Database, Mapping[str, Tables]]:

@@ -84,13 +84,15 @@ def _longest_example(cfg: config.Config, judge: Judge, train: Sequence[Question]
 
 
 def _check_gold(judge: Judge, questions: Sequence[Question]) -> int:
-    """Run all gold SQL there is; how many. One that fails: ``ValueError``; a table may be missing, or a right to read it."""
+    """Run all gold SQL there is and reward it, since a reward of one's own may raise; how many. One that fails:
+    ``ValueError``; a table may be missing, or a right to read it."""
     known = list({question.id: question for question in questions if question.gold_sql is not None}.values())
     executions = run_all(judge.database, [(question.gold_sql, question.database) for question in known], judge.connections)
     for question, execution in zip(known, executions):
         if not execution.ok:
             raise ValueError(f"the gold SQL of {question.id} fails on the database {question.database}: {execution.status}: "
                              f"{execution.error}")
+        judge.reward(question, question.gold_sql, execution)
     return len(known)
 
 

@@ -20,6 +20,8 @@ from minigrpo.task.prompt import extract_sql
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import Reward
 
+SCORES = ("strict", "ems", "rems")      # terms of a reward that are logged by their own name
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -104,19 +106,25 @@ def group_metrics(groups: Sequence[Group]) -> Metrics:
     """What to log of a batch of groups; shares are 0 … 1, lengths are in tokens.
 
     ``reward_std`` is the mean of the groups' own σ; ``frac_reward_zero_std`` the share of groups in which it is 0 and
-    nothing can be learned; ``completions/clipped_ratio`` the share cut off by max_new_tokens.
+    nothing can be learned; ``completions/clipped_ratio`` the share cut off by max_new_tokens; ``terms/...`` the mean of a
+    reward's other terms, over the rollouts that have it.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     totals = [[rollout.reward.total for rollout in group.rollouts] for group in groups]
     lengths = [len(rollout.completion.ids) for rollout in rollouts]
+    terms: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, value in rollout.reward.terms.items():
+            terms.setdefault(name if name in SCORES else f"terms/{name}", []).append(value)
     statuses = Counter(rollout.execution.status for rollout in rollouts)
     return {
         "reward": fmean(rollout.reward.total for rollout in rollouts),
         "reward_std": fmean(map(pstdev, totals)),
         "frac_reward_zero_std": fmean(len(set(group)) == 1 for group in totals),
-        **{term: fmean(rollout.reward.terms[term] for rollout in rollouts) for term in ("strict", "ems", "rems")},
+        **{name: fmean(terms.pop(name)) for name in SCORES},
         "error_rate": 1 - statuses["ok"] / len(rollouts),
         **{f"status/{status}": statuses[status] / len(rollouts) for status in STATUSES},
         "completions/mean_length": fmean(lengths), "completions/max_length": max(lengths),
         "completions/clipped_ratio": fmean(not rollout.completion.stopped for rollout in rollouts),
+        **{name: fmean(values) for name, values in terms.items()},
     }

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,14 @@ def test_gold_sql_that_names_a_missing_table_is_refused_by_its_question(dry, sho
     index = len((folder / "train.jsonl").read_text().splitlines()) - 1
     message = refusal(dry("task.kind=jsonl", f"task.path={folder}"))
     assert f"the gold SQL of train/{index} fails on the database shop: unknown_table" in message
+
+
+def test_a_reward_of_ones_own_is_tried_on_gold_sql(dry, shop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("unready.py").write_text("def reward(question, sql, execution):\n    return float('nan')\n")
+    message = refusal(dry("task.kind=jsonl", f"task.path={shop}", "reward.preset=unready.reward"))
+    assert "the reward unready.reward of train/" in message and "expected a finite number, got nan" in message
 
 
 @pytest.mark.parametrize("override, words", [

@@ -83,7 +83,15 @@ def test_metrics_of_a_batch_by_hand():
     assert metrics["strict"] == metrics["ems"] == metrics["rems"] == 0.25
     assert metrics["completions/mean_length"] == 3 and metrics["completions/max_length"] == 6
     assert metrics["completions/clipped_ratio"] == 0.25
+    assert metrics["terms/error"] == 0.25 and metrics["terms/runs"] == 0.75
     assert math.isclose(sum(value for name, value in metrics.items() if name.startswith("status/")), 1.0)
+
+
+def test_a_term_that_some_rewards_bring_is_averaged_over_those():
+    """Two of four have it: 0.5 and 1."""
+    rollouts = [rollout(1, "ok", 1, True) for _ in range(4)]
+    rollouts[1].reward.terms["mine"], rollouts[2].reward.terms["mine"] = 0.5, 1.0
+    assert group_metrics([Group(QUESTIONS[0], (1,), tuple(rollouts))])["terms/mine"] == 0.75
 
 
 def test_a_group_of_one_and_a_batch_in_which_nothing_runs():

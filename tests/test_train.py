@@ -421,6 +421,37 @@ def test_equal_rewards_teach_nothing(run):
     assert untouched(out)
 
 
+def test_a_reward_of_ones_own_is_what_trains(run, tmp_path, monkeypatch):
+    """It pays the digit that SELECT gives, and its term says whether there was one; what it pays is in the samples, the term
+    in the metrics, and our own terms are there too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "digits.py").write_text("""
+from minigrpo.task.reward import Reward
+def digit(question, sql, execution):
+    return Reward(execution.rows[0][0] if execution.ok else -1, {"digit": float(execution.ok)})
+""")
+    out = run("reward.preset=digits.digit", "run.steps=2")
+    rollouts = [rollout for sample in records(out, "samples.jsonl") for rollout in sample["rollouts"]]
+    assert rollouts
+    for rollout in rollouts:
+        execution, reward = rollout["execution"], rollout["reward"]
+        assert reward["total"] == (execution["rows"][0][0] if execution["status"] == "ok" else -1)
+        assert {"digit", "strict", "reads"} <= reward["terms"].keys() and reward["terms"]["reads"] == 0
+    for record in steps(out):
+        assert record["terms/digit"] == record["terms/runs"] == 1 - record["error_rate"] and record["terms/reads"] == 0
+
+
+def test_a_reward_that_raises_ends_the_run_with_one_sentence(train_recipe, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "broken.py").write_text("def reward(question, sql, execution):\n    return 1 / 0\n")
+    ended = cli(train_recipe, "--set", f"run.out={tmp_path / 'run'}", "--set", "reward.preset=broken.reward")
+    message = ended.err.split("\r")[-1].strip().split("\n")[-1]
+    assert ended.status == 1 and re.fullmatch("train.py: the reward broken.reward of (train|dev)/[0-9]+, SQL '.*': "
+                                              "ZeroDivisionError: division by zero .*broken.py, line 2.", message), ended
+
+
 def test_a_batch_in_which_nothing_executes(run):
     """One token is no statement: 2 · 2 errors of −100 each, all cut off at length 1, no spread, no gradient."""
     out = run("generation.max_new_tokens=1", "generation.method=beam", "generation.completions=2", "run.steps=1")
@@ -483,7 +514,9 @@ def refusal(ended) -> str:
     ("task.split=trian", "unknown split 'trian' .did you mean 'train'..: the benchmark has train, dev, .*"),
     ("task.split=hard", "split 'hard' has no file .*Hard.tsv; splits that are there: train, dev, .*"),
     ("evaluation.split=test", "unknown split 'test'.*"),
-    ("reward.preset=stric", "unknown reward 'stric' .did you mean 'strict'..: the presets are paper, strict"),
+    ("reward.preset=stric", "unknown reward 'stric' .did you mean 'strict'..: the presets are paper, strict, .*; one of your own "
+                            "is module.function"),
+    ("reward.preset=no_such.reward", "the reward no_such.reward: there is no module no_such, installed or in .*"),
     ("model.path=no/such/model", "model.path: there is no folder no/such/model"),
     ("model.path=.", ". is no model folder: it has no config.json"),
     ("model.device=gpu", "model.device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),

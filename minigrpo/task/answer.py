@@ -90,6 +90,19 @@ def score_answer(gold: str, output: str) -> Score:
     return Score(int(found == len(golds)), round(found / len(golds), 2), int(gold_set == output_set), f1)
 
 
+def answer_excess(gold: str, output: str) -> float:
+    """How much of an output is more than the gold answer has, 0 … 1: 1 − gold / output, in words of different parts.
+
+    Nothing beyond the gold answer's size is 0, twice its size 1/2, a hundred times 99/100. Words, not parts: the benchmark's
+    rule finds an answer within a part, so that a whole dump can be one part.
+
+    >>> [answer_excess("Paris, Suva", text) for text in ("Rome, Oslo", "Paris 2012, Suva 2016", "Paris, Paris", "")]
+    [0.0, 0.5, 0.0, 0.0]
+    """
+    wanted, got = (sum(len(part.split()) for part in set(split_answer(text))) for text in (gold, output))
+    return 1 - wanted / max(wanted, got)
+
+
 def _count_found(golds: list[str], outputs: list[str]) -> int:
     """How many gold parts stand as whole words in some output part.
 

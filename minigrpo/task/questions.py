@@ -14,7 +14,8 @@ class Question:
 
     ``id`` is ``"split/index"``; ``index`` is the zero-based record in the split's file; ``answer`` the gold answer as
     published; ``database`` the name of the database it is asked of; ``kind`` the question's type (a template's number,
-    for breakdowns only); ``gold_sql`` a known query, or None: training from answers never looks at it.
+    for breakdowns only); ``gold_sql`` a known query, or None: training from answers never looks at it, but under
+    the reward "structural".
     """
 
     id: str

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrpo.task.answer import Score, render_answer, render_cell, score_answer, split_answer
+from minigrpo.task.answer import Score, answer_excess, render_answer, render_cell, score_answer, split_answer
 from minigrpo.task.database import Table, create_table
 from minigrpo.task.questions import Question
 from minigrpo.task.temptabqa import SPLITS, load_databases, load_questions
@@ -184,6 +184,21 @@ def answered(questions: list[Question], output: str) -> tuple[float, float]:
     """EMS and strict in percent when every question gets the same output."""
     scores = [score_answer(question.answer, output) for question in questions]
     return 100 * sum(s.ems for s in scores) / len(scores), 100 * sum(s.strict for s in scores) / len(scores)
+
+
+@given(st.lists(st.sampled_from(["Rome", "Oslo 2012", "7", ""]), max_size=5), st.sampled_from(["Rome", "Rome, Oslo"]))
+def test_excess_grows_with_each_part_and_not_with_its_repetition(parts: list[str], gold: str) -> None:
+    """A part of two words that was not there makes the output longer, and so closer to 1, unless it is still no longer than
+    the gold answer; one that was there already makes no difference."""
+    before, after = (answer_excess(gold, ", ".join(some)) for some in (parts, [*parts, "new part"]))
+    assert 0 <= before <= after < 1 and (after == 0 or before < after)
+    assert answer_excess(gold, ", ".join([*parts, *parts])) == before
+
+
+def test_excess_counts_words_so_that_a_dump_in_one_part_is_no_shorter() -> None:
+    """The benchmark's rule finds 7 in both; 101 words are 100 too many."""
+    for dump in (", ".join(map(str, range(101))), " ".join(map(str, range(101)))):
+        assert score_answer("7", dump).ems == 1 and answer_excess("7", dump) == pytest.approx(100 / 101)
 
 
 @needs_benchmark

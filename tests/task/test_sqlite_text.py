@@ -8,7 +8,7 @@ import pytest
 
 from minigrpo.task.mariadb import MariaDB, open_private
 from minigrpo.task.sqlite import open_sqlite
-from minigrpo.task.sqlite_text import MAX_EXPANSIONS, expansions, named_twice, text_objection
+from minigrpo.task.sqlite_text import MAX_EXPANSIONS, expansions, named_twice, sources, text_objection
 
 from .test_sqlite import OWNER, PET, doubling
 
@@ -70,6 +70,17 @@ def test_what_has_two_names_is_not_refused(mariadb, sources):
     """The statements run there; whether SQLite would run them too (p and P are one name to it) is not the text's business."""
     sql = f"SELECT COUNT(*) FROM {sources}"
     assert named_twice(sql) == "" and mariadb.run(sql, "pets").ok
+
+
+@pytest.mark.parametrize("sql, expected", [
+    ("SELECT TRIM ( x FROM y ) FROM Pet", [[("Pet", "Pet")]]),              # a FROM without a SELECT is no table's
+    ("SELECT 1 WHERE 1 IS DISTINCT FROM Pet", []),
+    ("SELECT 1 FROM ( Pet JOIN Owner o ON 1 = 1 ) , x . Pet AS p WHERE 1",
+     [[("Pet", "Pet"), ("Owner", "o")], [("?", "?"), ("Pet", "p")]]),
+    ("SELECT 1 FROM Pet UNION SELECT 2 FROM Owner", [[("Pet", "Pet")], [("Owner", "Owner")]]),
+])
+def test_the_tables_of_each_from(sql, expected):
+    assert list(sources(sql.split())) == expected
 
 
 def test_a_long_text_takes_no_time():
