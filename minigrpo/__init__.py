@@ -15,6 +15,6 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
 **Reading order.** ``grpo`` (the mathematics) · ``train.py``, ``rollout``, ``batch``, ``update`` (the line) · ``policy``:
 ``tree``, ``model``, ``search``, ``graph``, ``logprobs``, ``lora``, ``stopping``, ``hub``, ``weights`` · ``task``:
 ``database``, ``answer``, ``reward``, ``prompt``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``, ``mariadb``, ``mariadbd``,
-``grants``, ``sqlite``, ``sqlite_text``, ``introspect`` · ``config``, ``assemble``, ``start``, ``warmup``, ``run``,
-``evaluate``, ``ask``, ``plan``, ``dry_run``, ``files``.
+``grants``, ``sqlite``, ``sqlite_text``, ``literals``, ``introspect`` · ``config``, ``assemble``, ``start``, ``warmup``,
+``run``, ``intervals``, ``evaluate``, ``tables``, ``ask``, ``plan``, ``dry_run``, ``files``.
 """
