@@ -13,8 +13,8 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
     U  states of the stopping automaton     R  LoRA rank
 
 **Reading order.** ``grpo`` (the mathematics) · ``train.py``, ``rollout``, ``batch``, ``update`` (the line) · ``policy``:
-``tree``, ``model``, ``search``, ``graph``, ``logprobs``, ``lora``, ``stopping``, ``hub``, ``weights`` · ``task``:
+``tree``, ``linear``, ``lora``, ``model``, ``graph``, ``search``, ``logprobs``, ``stopping``, ``hub``, ``weights`` · ``task``:
 ``database``, ``answer``, ``reward``, ``structure``, ``prompt``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``,
-``mariadb``, ``mariadbd``, ``grants``, ``sqlite``, ``sqlite_text``, ``introspect`` · ``config``, ``assemble``, ``start``,
-``warmup``, ``run``, ``evaluate``, ``ask``, ``plan``, ``dry_run``, ``files``.
+``mariadb``, ``mariadbd``, ``grants``, ``sqlite``, ``sqlite_text``, ``literals``, ``introspect`` · ``config``, ``assemble``,
+``start``, ``warmup``, ``run``, ``intervals``, ``evaluate``, ``tables``, ``ask``, ``plan``, ``dry_run``, ``files``.
 """

@@ -17,6 +17,8 @@ from minigrpo.task.prompt import read_examples, render_prompt, schema_text
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import make_reward
 
+SAMPLES = 3                     # values a column that a query may know of at least: a warm-up teaches what no prompt shows
+
 
 def load_split(task: config.Task, split: str, gold_sql: str = "") -> list[Question]:
     """The questions of one split; ``gold_sql``: a warm-up's source, whose queries are attached where they are known."""
@@ -27,6 +29,23 @@ def load_split(task: config.Task, split: str, gold_sql: str = "") -> list[Questi
     if task.kind == "temptabqa":
         return temptabqa.load_questions(task.path, split, gold_sql or None)
     return athletes.load_questions(split) if task.kind == "athletes" else jsonl.load_questions(task.path, split)
+
+
+def split_is_there(task: config.Task, split: str) -> bool:
+    if task.kind == "temptabqa":
+        return split in temptabqa.SPLITS and (Path(task.path) / temptabqa.SPLITS[split]).is_file()
+    return split in (athletes.SPLITS if task.kind == "athletes" else jsonl.split_names(task.path))
+
+
+def load_tests(task: config.Task) -> dict[str, list[Question]]:
+    """Every split to test on: the benchmark's seven, the made-up athletes' two, of your own all but ``task.split``.
+
+    One whose file is absent has no questions; where all are, the first of them is what the ``FileNotFoundError`` speaks of.
+    """
+    named = {"temptabqa": temptabqa.TESTS, "athletes": athletes.TESTS}
+    names = named.get(task.kind) or [name for name in jsonl.split_names(task.path) if name != task.split]
+    there = [name for name in names if split_is_there(task, name)] or names[:1]
+    return {name: load_split(task, name) if name in there else [] for name in names}
 
 
 @dataclass(frozen=True)
@@ -56,13 +75,14 @@ def open_judge(task: config.Task, database: config.Database, reward: config.Rewa
     make_reward(reward.preset, {})                          # what is wrong with it is said before a server is started
     examples = read_examples(Path(task.examples)) if task.examples else []
     opened, tables = open_existing(task, database) if task.kind == "jsonl" else open_loaded(task, database)
-    schema = cache(lambda name: schema_text(task.template, tables[name], task.samples))
+    schema = cache(lambda name, samples: schema_text(task.template, tables[name], samples))
 
     def prompt(question: Question) -> str:
-        return render_prompt(task.template, question.text, schema(question.database), examples=examples)
+        return render_prompt(task.template, question.text, schema(question.database, task.samples), examples=examples)
 
     second = athletes.SECOND if task.kind == "athletes" else ""
-    return Judge(prompt, opened, make_reward(reward.preset, tables), database.connections, second, tuple(tables))
+    return Judge(prompt, opened, make_reward(reward.preset, tables), database.connections, second, tuple(tables),
+                 lambda name: schema(name, max(task.samples, SAMPLES)))
 
 
 def open_loaded(task: config.Task, cfg: config.Database) -> tuple[Database, Mapping[str, Tables]]:

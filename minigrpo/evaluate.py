@@ -2,42 +2,54 @@
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from pathlib import Path
-from statistics import fmean
 from typing import Iterable, Iterator, Mapping, Sequence
 
 from minigrpo import config
+from minigrpo.intervals import Figures, intervals
 from minigrpo.metrics import Clock, progress, say, table
 from minigrpo.policy.weights import Policy
 from minigrpo.rollout import Judge, collect
 from minigrpo.task.answer import render_answer, score_answer
-from minigrpo.task.database import STATUSES, Execution, run_all
+from minigrpo.task.database import STATUSES, Execution, Remembered, run_all
+from minigrpo.task.literals import invented
 from minigrpo.task.questions import Question
 
-# split, index, kind, sql, status, answer, ems, rems, strict; where they are known also blind and suite (see ``add_ceilings``)
+# split, index, kind, question, gold, sql, status, answer, ems, rems, strict, invented; where they are known also blind,
+# constant and suite (see ``add_ceilings``)
 Row = dict[str, object]
-MEANS = ("strict", "ems", "rems", "suite", "blind")
+MEANS = ("strict", "ems", "rems", "invented", "suite", "blind", "constant")
+# One answer to all questions, which satisfies EMS for most of the benchmark's.
+CONSTANT = ", ".join([*map(str, range(41)), "Yes", "No", *map(str, range(1980, 2025))])
 
 
 def evaluate_policy(questions: Sequence[Question], policy: Policy, judge: Judge, generation: config.Generation,
                     batch: int) -> Iterator[Row]:
-    """Greedy decoding, one completion a question, ``batch`` questions at a time; rows as they come, short prompts first."""
+    """Greedy decoding, one completion for each different prompt to a database, ``batch`` of them at a time, and each different
+    query run once; rows as they come, short prompts first."""
     greedy = dataclasses.replace(generation, method="greedy", completions=1)
-    ordered = sorted(questions, key=lambda question: len(judge.prompt(question)))       # alike ones together: less padding
+    judge = dataclasses.replace(judge, database=Remembered(judge.database))
+    alike: dict[tuple[str, str], list[Question]] = {}
+    for question in questions:
+        alike.setdefault((judge.prompt(question), question.database), []).append(question)
+    ordered = [alike[asked] for asked in sorted(alike, key=lambda asked: len(asked[0]))]    # alike ones together: less padding
     with progress(len(questions), "evaluate", leave=False) as bar:
         for start in range(0, len(ordered), batch):
-            groups = collect(ordered[start:start + batch], policy, judge, greedy, clock=Clock())
-            for group in groups:
-                yield score_row(group.question, group.rollouts[0].sql, group.rollouts[0].execution)
-            bar.update(len(groups))
+            together = ordered[start:start + batch]
+            groups = collect([first for first, *_ in together], policy, judge, greedy, clock=Clock())
+            for group, same in zip(groups, together):
+                rollout = group.rollouts[0]
+                yield from (score_row(question, rollout.sql, rollout.execution, judge) for question in same)
+            bar.update(sum(map(len, together)))
 
 
 def evaluate_predictions(questions: Sequence[Question], sqls: Sequence[str | None], judge: Judge) -> list[Row]:
     """Score SQL that anything wrote, one for each question."""
     executions = run_all(judge.database, [(sql, question.database) for question, sql in zip(questions, sqls)],
                          judge.connections)
-    return [score_row(*triple) for triple in zip(questions, sqls, executions)]
+    return [score_row(*triple, judge) for triple in zip(questions, sqls, executions)]
 
 
 def report_splits(splits: Mapping[str, Sequence[Question]], train: Sequence[Question], policy: Policy, judge: Judge,
@@ -46,7 +58,9 @@ def report_splits(splits: Mapping[str, Sequence[Question]], train: Sequence[Ques
     questions = [question for members in splits.values() for question in members]
     rows = in_order(evaluate_policy(questions, policy, judge, generation, batch), splits)
     add_ceilings(rows, questions, blind_guesses(train), judge)
-    return rows, summarise(rows, {split: len(members) for split, members in splits.items()})
+    summary = summarise(rows, {split: len(members) for split, members in splits.items()})
+    add_intervals(summary, rows)
+    return rows, summary
 
 
 def in_order(rows: Iterable[Row], splits: Iterable[str]) -> list[Row]:
@@ -80,12 +94,15 @@ def read_predictions(path: Path) -> dict[tuple[str, int], str | None]:
     return found
 
 
-def score_row(question: Question, sql: str | None, execution: Execution) -> Row:
-    """One question's result; an error has an empty answer and scores nothing."""
+def score_row(question: Question, sql: str | None, execution: Execution, judge: Judge) -> Row:
+    """One question's result; an error has an empty answer and scores nothing. ``invented``: whether the SQL has a value that
+    stands neither in the question nor among the schema's names and sample values."""
     answer = render_answer(execution.rows) if execution.ok else ""
     score = score_answer(question.answer, answer)
-    return {"split": question.split, "index": question.index, "kind": question.kind, "sql": sql,
-            "status": execution.status, "answer": answer, "ems": score.ems, "rems": score.rems, "strict": score.strict}
+    return {"split": question.split, "index": question.index, "kind": question.kind, "question": question.text,
+            "gold": question.answer, "sql": sql, "status": execution.status, "answer": answer, "ems": score.ems,
+            "rems": score.rems, "strict": score.strict,
+            "invented": int(bool(invented(sql, question.text, judge.schema(question.database))))}
 
 
 def blind_guesses(train: Iterable[Question]) -> dict[str, str]:
@@ -96,54 +113,82 @@ def blind_guesses(train: Iterable[Question]) -> dict[str, str]:
     return {kind: counts.most_common(1)[0][0] for kind, counts in answers.items()}
 
 
-def add_ceilings(rows: Sequence[Row], questions: Sequence[Question], guesses: Mapping[str, str], judge: Judge) -> None:
+def add_ceilings(rows: Sequence[Row], questions: Sequence[Question], guesses: Mapping[str, str] | None, judge: Judge) -> None:
     """Say beside each row what luck could have done, in place.
 
-    ``blind``: whether the guess for the question's kind is right. ``suite``, where there is gold SQL and a second database:
-    whether the answer is right *and* the SQL gives what gold SQL gives there too (test-suite accuracy, arXiv 2010.02840).
+    ``blind``, unless nobody knows any guess: whether the one for the question's kind is right, strictly. ``constant``: whether
+    EMS is satisfied by CONSTANT. ``suite``, where there is gold SQL and a second database: whether the answer is right *and*
+    the SQL gives what gold SQL gives there too (test-suite accuracy, arXiv 2010.02840).
     """
     asked = {(question.split, question.index): question for question in questions}
     for row in rows:
         question = asked[row["split"], row["index"]]
-        row["blind"] = score_answer(question.answer, guesses[question.kind]).strict if question.kind in guesses else 0
+        if guesses is not None:
+            row["blind"] = score_answer(question.answer, guesses[question.kind]).strict if question.kind in guesses else 0
+        row["constant"] = score_answer(question.answer, CONSTANT).ems
     if judge.second:
-        with_gold = [row for row in rows if asked[row["split"], row["index"]].gold_sql]
-        ours, gold = (run_all(judge.database, [(sql, judge.second) for sql in sqls], judge.connections) for sqls in
-                      ([row["sql"] for row in with_gold], [asked[row["split"], row["index"]].gold_sql for row in with_gold]))
-        for row, execution, wanted in zip(with_gold, ours, gold):
-            row["suite"] = int(bool(row["strict"]) and execution.ok and wanted.ok
-                               and _distinct(execution) == _distinct(wanted))
+        with_gold = [(row, gold) for row in rows if (gold := asked[row["split"], row["index"]].gold_sql)]
+        pairs = [(sql, judge.second) for row, gold in with_gold for sql in (row["sql"], gold)]
+        executions = run_all(judge.database, pairs, judge.connections)
+        for (row, _), ours, wanted in zip(with_gold, executions[::2], executions[1::2]):
+            row["suite"] = int(bool(row["strict"]) and ours.ok and wanted.ok and _distinct(ours) == _distinct(wanted))
 
 
 def _distinct(execution: Execution) -> set[str]:
     return {render_answer([row]) for row in execution.rows}
 
 
-def summarise(rows: Iterable[Row], sizes: Mapping[str, int]) -> dict[str, dict]:
-    """By split: ``n`` rows scored ``of`` the split's size; strict, ems, rems, error_rate and each status in percent (and
-    suite and blind, where all rows have them); ``kinds``: the same by kind of question."""
-    by_split: dict[str, list[Row]] = {split: [] for split in sizes}
+def measures(row: Row) -> dict[str, tuple[float, float]]:
+    """What a row adds to each figure, (value, weight): the figure is the one's sum over the other's. ``hack``: EMS is
+    satisfied, by more than the answer; ``unguessed``: strict, of the questions whose blind guess is wrong."""
+    found = {name: (row[name], 1) for name in MEANS if name in row}
+    found |= {"error_rate": (row["status"] != "ok", 1), "hack": (row["ems"] - row["strict"], 1)}
+    return found | ({"unguessed": (row["strict"] * (1 - row["blind"]), 1 - row["blind"])} if "blind" in row else {})
+
+
+def figures(rows: Sequence[Row]) -> Figures:
+    """What each row adds, by figure: of those that all rows have, and that have any weight."""
+    each = [measures(row) for row in rows]
+    shared = [name for name in each[0] if all(name in one for one in each) and any(one[name][1] for one in each)]
+    return {name: [one[name] for one in each] for name in shared}
+
+
+def percents(found: Figures) -> dict[str, float]:
+    return {name: round(100 * math.fsum(value for value, _ in pairs) / sum(weight for _, weight in pairs), 2)
+            for name, pairs in found.items()}
+
+
+def group_rows(rows: Iterable[Row], name: str) -> dict[str, list[Row]]:
+    """Rows by what they have as ``name``, in the order of its first."""
+    grouped: dict[str, list[Row]] = {}
     for row in rows:
-        by_split[str(row["split"])].append(row)
+        grouped.setdefault(str(row[name]), []).append(row)
+    return grouped
+
+
+def summarise(rows: Iterable[Row], sizes: Mapping[str, int]) -> dict[str, dict]:
+    """By split: ``n`` rows scored ``of`` the split's size, ``absent`` where that is 0; each figure and each status in percent;
+    ``kinds``: the same by kind of question."""
+    by_split = group_rows(rows, "split")
     summary: dict[str, dict] = {}
-    for split, members in by_split.items():
-        by_kind: dict[str, list[Row]] = {}
-        for row in members:
-            by_kind.setdefault(str(row["kind"]), []).append(row)
-        statuses = Counter(row["status"] for row in members)
-        summary[split] = {"n": len(members), "of": sizes[split]}
+    for split, size in sizes.items():
+        members = by_split.get(split, [])
+        summary[split] = {"n": len(members), "of": size, **({} if size else {"absent": True})}
         if members:
+            statuses = Counter(row["status"] for row in members)
             summary[split] |= {
-                **_percent(members),
+                **percents(figures(members)),
                 "status": {status: round(100 * statuses[status] / len(members), 2) for status in STATUSES if statuses[status]},
-                "kinds": {kind: {"n": len(some), **_percent(some)} for kind, some in by_kind.items()}}
+                "kinds": {kind: {"n": len(some), **percents(figures(some))}
+                          for kind, some in group_rows(members, "kind").items()}}
     return summary
 
 
-def _percent(rows: Sequence[Row]) -> dict[str, float]:
-    means = {name: fmean(row[name] for row in rows) for name in MEANS if all(name in row for row in rows)}
-    return {name: round(100 * mean, 2) for name, mean in
-            {**means, "error_rate": fmean(row["status"] != "ok" for row in rows)}.items()}
+def add_intervals(summary: Mapping[str, dict], rows: Iterable[Row]) -> None:
+    """Say by split, in place, between which two percents each figure lies with 95 % confidence: ``interval``."""
+    for split, members in group_rows(rows, "split").items():
+        summary[split]["interval"] = {name: [round(100 * end, 2) for end in ends]
+                                      for name, ends in intervals(figures(members)).items()}
 
 
 def before_after(split: str, before: Mapping, after: Mapping) -> str:

@@ -28,7 +28,9 @@ class Judge:
     """All that turns a question into a prompt and its candidates into rewards: the task's side of a step.
 
     ``second`` names a database with the same tables and other rows, or is empty: what gives gold SQL's rows there too was
-    hardly right by chance. ``databases`` are the names of all there are. As a context manager a judge closes its database.
+    hardly right by chance. ``databases`` are the names of all there are. ``schema`` is a database's schema with sample values:
+    what a query can know beside its question, however much of it the prompt shows. As a context manager a judge closes its
+    database.
     """
 
     prompt: Callable[[Question], str]
@@ -37,6 +39,7 @@ class Judge:
     connections: int
     second: str = ""
     databases: tuple[str, ...] = ()
+    schema: Callable[[str], str] = lambda database: ""
 
     def __enter__(self) -> "Judge":
         return self

@@ -10,7 +10,8 @@ PACKAGE = sorted((ROOT / "minigrpo").rglob("*.py"))
 RECIPES = [ROOT / "train.py", ROOT / "eval.py"]
 LAYER_0 = {"shapes", "config", "runtime", "metrics", "files"}
 # Layer 2, each after those it may import.
-LAYER_2 = ["rollout", "batch", "update", "evaluate", "warmup", "start", "assemble", "run", "ask", "plan", "dry_run"]
+LAYER_2 = ["rollout", "batch", "update", "intervals", "evaluate", "tables", "warmup", "start", "assemble", "run", "ask", "plan",
+           "dry_run"]
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "huggingface_hub", "pymysql", "tqdm"}
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from minigrpo.assemble import load_split, open_judge
+from minigrpo.assemble import load_split, load_tests, open_judge, split_is_there
 from minigrpo.config import Config, load_config
 from minigrpo.policy.lora import adapter_parameters, adapters, reference
 from minigrpo.policy.weights import save_adapter
@@ -80,6 +81,35 @@ def test_gold_sql_of_one_task_is_not_the_others(config, shop, kind, source, expe
     task = config(f"task.kind={kind}").task if kind != "jsonl" else config("task.kind=jsonl", f"task.path={shop}").task
     assert sentence(load_split, task, "train", source) == (
         f'warmup.source: gold SQL for task.kind = "{kind}" comes from {expected}, got "{source}"')
+
+
+def test_the_splits_to_test_on(config, shop):
+    """Of the benchmark's seven the hand-made copy has five; the made-up athletes have two; of one's own, all but what is
+    trained on."""
+    tests = load_tests(config().task)
+    assert {split: len(members) for split, members in tests.items()} == {
+        "original": 2, "counterfactual": 3, "small": 1, "large": 0, "easy": 1, "medium": 1, "hard": 0}
+    there = {"train": True, "medium": True, "hard": False, "trian": False}
+    assert {split: split_is_there(config().task, split) for split in there} == there
+    assert tests["original"] == load_split(config().task, "original")
+    assert list(load_tests(config("task.kind=athletes").task)) == ["heldout", "counterfactual"]
+    own = [f"task.path={shop}", "task.kind=jsonl"]
+    assert list(load_tests(config(*own).task)) == ["dev"]
+    assert list(load_tests(config(*own, "task.split=dev").task)) == ["train"]
+    assert [split_is_there(config(*own).task, split) for split in ("train", "test")] == [True, False]
+
+
+@pytest.mark.parametrize("samples, shown, known", [(0, 0, 3), (1, 1, 3), (5, 5, 5)])
+def test_a_query_may_know_of_three_values_a_column_also_where_its_prompt_shows_fewer(config, samples, shown, known):
+    """Years in the schema line of Medal, most frequent first: those of the prompt, and what a query may know."""
+    cfg = config(f"task.samples={samples}", "task.kind=athletes", "task.template=compact")
+    question = load_split(cfg.task, "dev")[0]
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        counts = []
+        for text in (judge.prompt(question), judge.schema(question.database)):
+            line, = (line for line in text.splitlines() if line.startswith("Medal("))
+            counts.append(len(re.findall(r"\b(?:19|20)\d\d\b", line)))
+        assert counts == [shown, known] and judge.schema("original") != judge.schema("counterfactual")
 
 
 def test_splits_and_files_that_are_not_there(config, tmp_path):

@@ -17,7 +17,8 @@ from minigrpo.run import checkpoints
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests/data/temptabqa_mini"
 GOLD = MINI / "gold_sql.jsonl"
-FIELDS = ["split", "index", "kind", "sql", "status", "answer", "ems", "rems", "strict"]
+FIELDS = ["split", "index", "kind", "question", "gold", "sql", "status", "answer", "ems", "rems", "strict", "invented",
+          "blind", "constant"]
 ENGINES = ["sqlite", pytest.param("mariadb", marks=pytest.mark.skipif(
     shutil.which("mariadbd") is None and "CI" not in os.environ, reason="no mariadbd on the PATH"))]
 
@@ -96,7 +97,9 @@ def test_gold_sql_is_right_where_it_is_marked_answerable(evaluate, out, engine):
 def test_figures_by_hand(evaluate, out, tmp_path, engine):
     """train has three questions of the types 13, 34 and 5, gold 2, "m freestyle" and " 2014". Given: a right one, and one that
     fails; nothing for the second. original/0, of type 3, wants "Women's team, Singles": one of two parts is REMS 50. Written
-    last question first."""
+    last question first. Blind guesses come from train itself, where each type has one question, so both are right and none is
+    left to be right on unguessed; of type 3 nobody knows a guess. The constant has 2 and 2014, not names. The 4 of 4 / 2 is
+    from nowhere; Singles is among the samples of Format.name."""
     file = predictions(tmp_path, ("original", 0, "SELECT 'Singles'"), ("train", 2, "SELECT nowhere FROM Medal"),
                        ("train", 0, "SELECT 4 / 2"))
     ended = evaluate("--predictions", file, "--set", f"database.engine={engine}")
@@ -105,16 +108,24 @@ def test_figures_by_hand(evaluate, out, tmp_path, engine):
     assert [(row["split"], row["index"], row["status"], row["answer"], row["ems"], row["rems"], row["strict"]) for row in rows] \
         == [("original", 0, "ok", "Singles", 0, 0.5, 0), ("train", 0, "ok", "2", 1, 1.0, 1),
             ("train", 2, "unknown_column", "", 0, 0.0, 0)]
-    half = {"strict": 0.0, "ems": 0.0, "rems": 50.0, "error_rate": 0.0}
-    assert summary_of(out) == {
+    half = {"strict": 0.0, "ems": 0.0, "rems": 50.0, "invented": 0.0, "error_rate": 0.0, "hack": 0.0, "unguessed": 0.0,
+            "blind": 0.0, "constant": 0.0}
+    guessed = {"hack": 0.0, "blind": 100.0, "constant": 100.0}
+    summary = summary_of(out)
+    intervals = {split: of.pop("interval") for split, of in summary.items()}
+    assert summary == {
         "original": {"n": 1, "of": 2, **half, "status": {"ok": 100.0}, "kinds": {"3": {"n": 1, **half}}},
-        "train": {"n": 2, "of": 3, "strict": 50.0, "ems": 50.0, "rems": 50.0, "error_rate": 50.0,
+        "train": {"n": 2, "of": 3, "strict": 50.0, "ems": 50.0, "rems": 50.0, "invented": 50.0, "error_rate": 50.0, **guessed,
                   "status": {"ok": 50.0, "unknown_column": 50.0},
-                  "kinds": {"13": {"n": 1, "strict": 100.0, "ems": 100.0, "rems": 100.0, "error_rate": 0.0},
-                            "5": {"n": 1, "strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0}}}}
-    assert ended.out.splitlines()[:3] == ["split     n of N  strict    EMS   REMS  errors",
-                                          "original  1 of 2    0.00   0.00  50.00    0.00",
-                                          "train     2 of 3   50.00  50.00  50.00   50.00"]
+                  "kinds": {"13": {"n": 1, "strict": 100.0, "ems": 100.0, "rems": 100.0, "invented": 100.0, "error_rate": 0.0,
+                                   **guessed},
+                            "5": {"n": 1, "strict": 0.0, "ems": 0.0, "rems": 0.0, "invented": 0.0, "error_rate": 100.0,
+                                  **guessed}}}}
+    # One question leaves no doubt; one of two right is 0 or 2 of 2 on a quarter of all resamples each.
+    assert intervals["original"]["rems"] == [50.0, 50.0] and intervals["train"]["strict"] == [0.0, 100.0]
+    assert [line.split() for line in ended.out.splitlines()[:4]] == [
+        ["original", "train"], ["questions", "1", "of", "2", "2", "of", "3"],
+        ["strict", "0.0", "50.0"], ["0.0-0.0", "0.0-100"]]
 
 
 def test_splits_choose_among_the_predictions_and_set_the_order(evaluate, out):
@@ -145,10 +156,37 @@ def test_a_model_on_two_splits(evaluate, out):
         assert row["answer"] == row["sql"].removeprefix("SELECT ")
 
 
-def test_where_results_go_and_what_is_evaluated_unless_told(cli, eval_recipe, tmp_path):
+def test_where_results_go_and_that_every_test_split_is_evaluated_unless_told(cli, eval_recipe, tmp_path):
+    """Of the benchmark's seven the hand-made copy lacks two, which are named; train and dev are no test."""
     ended = cli(eval_recipe, "--set", f"run.out={tmp_path}/run")
-    assert ended.status == 0 and [row["split"] for row in rows_of(tmp_path / "run/eval")] == ["dev"]
-    assert f"written: {tmp_path}/run/eval/rows.jsonl" in ended.out
+    out, there = tmp_path / "run/eval", ["original", "counterfactual", "small", "easy", "medium"]
+    assert ended.status == 0 and list(dict.fromkeys(row["split"] for row in rows_of(out))) == there
+    summary = summary_of(out)
+    assert list(summary) == ["original", "counterfactual", "small", "large", "easy", "medium", "hard"]
+    assert [split for split, of in summary.items() if "absent" in of] == ["large", "hard"]
+    assert summary["large"] == {"n": 0, "of": 0, "absent": True}
+    assert f"written: {out}/rows.jsonl" in ended.out
+    for text in (ended.out, (out / "table.md").read_text().replace("|", "")):
+        lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+        assert lines["questions"] == ["2", "3", "1", "absent", "1", "1", "absent"]
+
+
+def test_made_up_athletes_have_two_test_splits_and_a_second_database(cli, eval_recipe, tmp_path):
+    """All rows have gold SQL, so suite stands in the table. The model answers with a digit: right by luck on any database."""
+    ended = cli(eval_recipe, "--set", "task.kind=athletes", "--set", "task.template=compact", "--out", tmp_path / "out",
+                "--set", "evaluation.batch=130")
+    assert ended.status == 0
+    assert {split: of["n"] for split, of in summary_of(tmp_path / "out").items()} == {"heldout": 390, "counterfactual": 390}
+    assert all(of["suite"] <= of["strict"] for of in summary_of(tmp_path / "out").values()) and "\nsuite " in ended.out
+
+
+def test_by_kind_there_is_a_table_for_each_split(evaluate, out):
+    ended = evaluate("--predictions", GOLD, "--split", "train,dev", "--by-kind")
+    shown = {tuple(line.split()[:2]) for line in ended.out.splitlines()}
+    assert {("train", "n"), ("5", "1"), ("13", "1"), ("34", "1"), ("dev", "n"), ("all", "3"), ("all", "1")} <= shown
+    assert "| 34 | 1 | 100 |" in (out / "table.md").read_text()
+    assert ("train", "n") not in {tuple(line.split()[:2]) for line in
+                                  evaluate("--predictions", GOLD, "--split", "train,dev").out.splitlines()}
 
 
 def test_an_adapter_changes_what_is_written(train_recipe, small_toml, evaluate, out, tmp_path):
@@ -186,6 +224,41 @@ def test_merging_takes_nothing_that_only_an_evaluation_has_a_use_for(cli, eval_r
     assert ended.status == 2 and f"error: argument {arguments[0]}: not allowed with argument --merge" in ended.err
 
 
+# --------------------------------------------------------------------------------------------------------------- comparing
+def test_two_evaluations_are_compared_question_by_question(cli, eval_recipe, evaluate, out, tmp_path):
+    """train's three questions: of A the first is right, of B the first and the last. No config, no model, no database."""
+    right = {gold["index"]: gold["sql"] for gold in map(json.loads, GOLD.read_text().splitlines()) if gold["split"] == "train"}
+    for name, indices in (("a", [0]), ("b", [0, 2])):
+        lines = [("train", i, right[i] if i in indices else "SELECT 'x'") for i in range(3)]
+        evaluate("--predictions", predictions(tmp_path, *lines))
+        out.rename(tmp_path / name)
+    ended = cli(eval_recipe, "--compare", tmp_path / "a", tmp_path / "b", "--out", out, config="no.toml")
+    assert ended.status == 0, ended
+    found = json.loads((out / "compare.json").read_text())["train"]
+    assert found["strict"] == {"both": 1, "only_a": 0, "only_b": 1, "neither": 1, "mcnemar_p": 1.0}
+    strict = found["figures"]["strict"]
+    assert (strict["a"], strict["b"], strict["difference"]) == (33.33, 66.67, 33.34)
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert ["strict", "33.3", "66.7", "+33.3"] in [line[:4] for line in lines]
+    assert "strict on 3 questions: both 1, only A 0, only B 1, neither 1; p = 1" in ended.out
+    assert "| strict | 33.3 | 66.7 | +33.3 |" in (out / "compare.md").read_text()
+    ended = cli(eval_recipe, "--compare", tmp_path / "a", tmp_path / "b", "--split", "dev")
+    assert (ended.status, refusal(ended)) == (1, f"--compare: {tmp_path}/a/rows.jsonl holds no rows of dev")
+
+
+@pytest.mark.parametrize("arguments, option", [(["--by-kind"], "--by-kind"), (["--adapter", "x"], "--adapter")])
+def test_comparing_takes_nothing_that_only_an_evaluation_has_a_use_for(cli, eval_recipe, arguments, option):
+    ended = cli(eval_recipe, "--compare", "a", "b", *arguments)
+    assert ended.status == 2 and f"error: argument {option}: not allowed with argument --compare" in ended.err
+
+
+def test_all_but_comparing_needs_a_config(eval_recipe, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--split", "dev"])
+    with pytest.raises(SystemExit):
+        eval_recipe.main()
+    assert "error: the following arguments are required: config" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------------- bad input
 def refusal(ended) -> str:
     message, = ended.err.strip("\n").split("\n")
@@ -214,11 +287,32 @@ def test_predictions_that_do_not_fit(evaluate, tmp_path, lines, arguments, sente
     (["--adapter", "nowhere"], "nowhere/adapter_config.json is missing"),
     (["--set", "task.path=nowhere"], "there is no benchmark folder nowhere; fetch it with: git clone .* nowhere"),
     (["--set", "model.path=no/such/model"], "model.path: there is no folder no/such/model"),
-    (["--set", "generation.max_new_tokens=1000"], "the prompt of dev/0 has [0-9]+ tokens; .* lower it, task.samples or .*"),
+    (["--set", "generation.max_new_tokens=1000"], "the prompt of original/0 has [0-9]+ tokens; .* task.samples or .*"),
     (["--set", "reward.preset=papers"], "unknown reward 'papers'.*"),
 ])
 def test_other_mistakes(evaluate, arguments, sentence):
     assert re.fullmatch(sentence, refusal(evaluate(*arguments, status=1)))
+
+
+def test_an_empty_split_is_named(evaluate, tmp_path):
+    """A file with a header and no question is not absent: it is broken."""
+    folder = Path(shutil.copytree(MINI, tmp_path / "mini"))
+    file = folder / "Test_Dataset_with_Splits/Easy.tsv"
+    file.write_text(file.read_text(encoding="utf-8").split("\n")[0] + "\n", encoding="utf-8")
+    assert refusal(evaluate("--set", f"task.path={folder}", status=1)) == f"{file} holds no questions"
+
+
+def test_where_every_test_split_is_absent_it_is_said_what_is_there(evaluate, tmp_path):
+    folder = Path(shutil.copytree(MINI, tmp_path / "mini", ignore=shutil.ignore_patterns("Test_Dataset*")))
+    assert re.fullmatch("split 'original' has no file .*; splits that are there: train, dev",
+                        refusal(evaluate("--set", f"task.path={folder}", status=1)))
+
+
+def test_without_a_training_split_there_is_no_blind_ceiling(evaluate, out, tmp_path):
+    folder = Path(shutil.copytree(MINI, tmp_path / "mini", ignore=shutil.ignore_patterns("Train_set")))
+    ended = evaluate("--set", f"task.path={folder}", "--predictions", GOLD, "--split", "original")
+    assert summary_of(out)["original"].keys() & {"blind", "unguessed", "constant"} == {"constant"}
+    assert "\nblind ceiling  " not in ended.out and "\nconstant ceiling  " in ended.out
 
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(cli, eval_recipe, tmp_path, monkeypatch):
@@ -257,13 +351,13 @@ def test_ctrl_c_is_clean(evaluate, eval_recipe, monkeypatch, out):
 
 
 def test_as_a_command(small_toml, out):
-    """Nothing on stderr; 80 columns are enough (but for a path as long as the user made it)."""
+    """Nothing on stderr; 100 columns are enough for seven splits (but for a path as long as the user made it)."""
     ended = subprocess.run([sys.executable, str(ROOT / "eval.py"), str(small_toml), "--predictions", str(GOLD), "--out", str(out)],
                            cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
-    assert len(lines) == 1 + 7 + 1 and max(map(len, lines[:-1])) <= 80
-    assert lines[0].split() == ["split", "n", "of", "N", "strict", "EMS", "REMS", "errors"]
+    assert lines[0].split() == ["train", "dev", "original", "counterfactual", "small", "easy", "medium"]
+    assert max(map(len, lines[:lines.index("")])) <= 100 and max(map(len, lines[lines.index(""):-1])) <= 80
 
 
 # ------------------------------------------------------------------------------------------------------ the real benchmark
@@ -291,4 +385,26 @@ def test_the_oracle_figures_of_the_benchmark(evaluate, out):
     for split, (ems, strict) in ORACLE.items():
         assert summary[split]["ems"] == pytest.approx(ems, abs=0.3), split
         assert summary[split]["strict"] == pytest.approx(strict, abs=0.3), split
-        assert summary[split]["error_rate"] == 0.0, split
+        assert summary[split]["error_rate"] == summary[split]["invented"] == 0.0, split
+        low, high = summary[split]["interval"]["strict"]
+        wald = 1.96 * (summary[split]["strict"] * (100 - summary[split]["strict"]) / summary[split]["n"]) ** 0.5
+        assert high - low == pytest.approx(2 * wald, rel=0.12), split
+    # BENCHMARK.md §3: the blind ceilings (ties between answers are open, hence 0.6), and EMS of the constant answer.
+    for split, blind in (("original", 28.4), ("counterfactual", 20.2), ("easy", 41.5)):
+        assert summary[split]["blind"] == pytest.approx(blind, abs=0.6), split
+    assert [round(summary[split]["constant"], 1) for split in ("original", "easy")] == [77.0, 86.5]
+
+
+CONSTANT_QUERY = ("WITH RECURSIVE n AS (SELECT 0 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 2024) SELECT i FROM n "
+                  "WHERE i <= 40 OR i >= 1980 UNION ALL SELECT 'Yes' UNION ALL SELECT 'No'")
+
+
+@pytest.mark.skipif(BENCHMARK is None, reason="the benchmark is not here (set MINIGRPO_TEMPTABQA)")
+def test_the_constant_query_earns_its_ceiling_in_ems_and_nothing_in_strict(evaluate, out, tmp_path):
+    """BENCHMARK.md §3: 77.0 on original, 86.5 on easy. All of that is EMS without strict, and its values come from nowhere."""
+    lines = [(split, i, CONSTANT_QUERY) for split, size in (("original", 578), ("easy", 732)) for i in range(size)]
+    evaluate("--predictions", predictions(tmp_path, *lines), "--set", f"task.path={BENCHMARK}")
+    for split, ems in (("original", 77.0), ("easy", 86.5)):
+        of = summary_of(out)[split]
+        assert round(of["ems"], 1) == ems and of["hack"] == of["constant"] == of["ems"]
+        assert (of["strict"], of["unguessed"], of["invented"], of["error_rate"]) == (0.0, 0.0, 100.0, 0.0)

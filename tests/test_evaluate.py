@@ -5,20 +5,22 @@ import json
 
 import pytest
 
+from minigrpo import evaluate
 from minigrpo.assemble import load_split, open_judge
 from minigrpo.config import load_config
-from minigrpo.evaluate import (add_ceilings, before_after, blind_guesses, evaluate_policy, evaluate_predictions,
+from minigrpo.evaluate import (add_ceilings, add_intervals, before_after, blind_guesses, evaluate_policy, evaluate_predictions,
                                read_predictions, report_splits, score_row, show_report, summarise)
-from minigrpo.rollout import Judge
+from minigrpo.rollout import Judge, collect
 from minigrpo.start import load_start
 from minigrpo.task import athletes
-from minigrpo.task.database import Column, Execution, Table
+from minigrpo.task.database import Column, Database, Execution, MockDatabase, Table
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import make_reward
 from minigrpo.task.sqlite import open_sqlite
 from minigrpo.task.temptabqa import load_questions
 
-FIELDS = ["split", "index", "kind", "sql", "status", "answer", "ems", "rems", "strict"]
+FIELDS = ["split", "index", "kind", "question", "gold", "sql", "status", "answer", "ems", "rems", "strict", "invented"]
+NOBODY = Judge(lambda asked: asked.text, MockDatabase(), make_reward("paper"), 1, schema=lambda database: f"{database}: 2012")
 
 
 def question(answer: str, index: int = 0, split: str = "t", kind: str = "1", gold: str | None = None) -> Question:
@@ -28,20 +30,26 @@ def question(answer: str, index: int = 0, split: str = "t", kind: str = "1", gol
 # ------------------------------------------------------------------------------------------------------------------ rows
 def test_a_row_by_hand():
     """Gold "Suva, Kraków"; output "Suva 2012, Suva": one of two parts is found as whole words, so REMS is 0.5 and EMS 0."""
-    row = score_row(question("Suva, Kraków", 7), "SELECT ...", Execution("ok", (("Suva", 2012), ("Suva",))))
+    row = score_row(question("Suva, Kraków", 7), "SELECT ...", Execution("ok", (("Suva", 2012), ("Suva",))), NOBODY)
     assert list(row) == FIELDS
-    assert row == {"split": "t", "index": 7, "kind": "1", "sql": "SELECT ...", "status": "ok", "answer": "Suva 2012, Suva",
-                   "ems": 0, "rems": 0.5, "strict": 0}
-    both = score_row(question("Suva, Kraków"), "S", Execution("ok", (("Kraków",), ("Suva",))))
+    assert row == {"split": "t", "index": 7, "kind": "1", "question": "?", "gold": "Suva, Kraków", "sql": "SELECT ...",
+                   "status": "ok", "answer": "Suva 2012, Suva", "ems": 0, "rems": 0.5, "strict": 0, "invented": 0}
+    both = score_row(question("Suva, Kraków"), "S", Execution("ok", (("Kraków",), ("Suva",))), NOBODY)
     assert (both["ems"], both["rems"], both["strict"]) == (1, 1.0, 1)
-    more = score_row(question("Suva"), "S", Execution("ok", (("Kraków",), ("Suva",))))      # too much is wrong to strict only
+    more = score_row(question("Suva"), "S", Execution("ok", (("Kraków",), ("Suva",))), NOBODY)     # too much: wrong if strict
     assert (more["ems"], more["rems"], more["strict"]) == (1, 1.0, 0)
 
 
 @pytest.mark.parametrize("status", ["no_sql", "refused", "syntax", "timeout", "too_large", "other"])
 def test_an_error_answers_nothing_even_where_the_answer_is_none(status):
-    row = score_row(question("None"), None, Execution(status, (("None",),)))
+    row = score_row(question("None"), None, Execution(status, (("None",),)), NOBODY)
     assert (row["status"], row["answer"], row["ems"], row["rems"], row["strict"]) == (status, "", 0, 0.0, 0)
+
+
+def test_a_value_that_neither_question_nor_its_own_database_has_is_invented():
+    """The question "?" has no value, the schema 2012; an error has what its SQL says, and no SQL says nothing."""
+    for sql, invented in (("SELECT 2012", 0), ("SELECT 2013", 1), ("SELECT 'original'", 0), ("SELECT 'other'", 1), (None, 0)):
+        assert score_row(question("2"), sql, Execution("syntax"), NOBODY)["invented"] == invented, sql
 
 
 # --------------------------------------------------------------------------------------------------------------- summary
@@ -51,17 +59,18 @@ def row(split: str, kind: str, status: str, ems: int, rems: float, strict: int, 
 
 def test_a_summary_by_hand():
     """Three of a's nine and one of b's one. a: strict 1 of 3 = 33.33 %, EMS 2 of 3 = 66.67 %, REMS (1 + 1 + 0)/3 = 66.67 %,
-    one timeout = 33.33 %; of kind x two, strict 1 of 2, no error; of kind y the timeout. b: all 0, and a syntax error."""
+    one timeout = 33.33 %, one EMS without strict; of kind x two, strict 1 of 2, no error; of kind y the timeout. b: all 0, and
+    a syntax error. c has four questions and no rows, d is absent."""
     rows = [row("a", "x", "ok", 1, 1.0, 1), row("b", "x", "syntax", 0, 0.0, 0), row("a", "x", "ok", 1, 1.0, 0),
             row("a", "y", "timeout", 0, 0.0, 0)]
-    nothing = {"strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0}
-    assert summarise(rows, {"a": 9, "b": 1, "c": 4}) == {
-        "a": {"n": 3, "of": 9, "strict": 33.33, "ems": 66.67, "rems": 66.67, "error_rate": 33.33,
+    nothing = {"strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0, "hack": 0.0}
+    assert summarise(rows, {"a": 9, "b": 1, "c": 4, "d": 0}) == {
+        "a": {"n": 3, "of": 9, "strict": 33.33, "ems": 66.67, "rems": 66.67, "error_rate": 33.33, "hack": 33.33,
               "status": {"ok": 66.67, "timeout": 33.33},
-              "kinds": {"x": {"n": 2, "strict": 50.0, "ems": 100.0, "rems": 100.0, "error_rate": 0.0},
+              "kinds": {"x": {"n": 2, "strict": 50.0, "ems": 100.0, "rems": 100.0, "error_rate": 0.0, "hack": 50.0},
                         "y": {"n": 1, **nothing}}},
         "b": {"n": 1, "of": 1, **nothing, "status": {"syntax": 100.0}, "kinds": {"x": {"n": 1, **nothing}}},
-        "c": {"n": 0, "of": 4}}
+        "c": {"n": 0, "of": 4}, "d": {"n": 0, "of": 0, "absent": True}}
 
 
 def test_kinds_and_luck_add_up():
@@ -72,11 +81,30 @@ def test_kinds_and_luck_add_up():
             row("a", "z", "ok", 1, 0.5, 0, blind=0)]
     a = summarise(rows, {"a": 5})["a"]
     assert a["kinds"]["x"] == {"n": 2, "strict": 100.0, "ems": 100.0, "rems": 100.0, "suite": 50.0, "blind": 50.0,
-                               "error_rate": 0.0}
+                               "error_rate": 0.0, "hack": 0.0, "unguessed": 100.0}
     assert "suite" not in a and "suite" not in a["kinds"]["z"] and a["blind"] == 20.0
     assert sum(kind["n"] for kind in a["kinds"].values()) == a["n"] == 5
     for name in ("strict", "ems", "rems", "blind", "error_rate"):
         assert sum(kind["n"] * kind[name] for kind in a["kinds"].values()) / 5 == pytest.approx(a[name], abs=0.01)
+
+
+def test_what_nobody_can_guess_is_counted_of_the_wrong_guesses_alone():
+    """Blind is wrong on three of five, of which one is right: 33.33. Where every guess is right, there is no such figure."""
+    rows = [row("a", "x", "ok", 1, 1.0, 1, blind=1), row("a", "x", "ok", 0, 0.0, 0, blind=1),
+            row("a", "y", "ok", 1, 1.0, 1, blind=0), row("a", "y", "ok", 1, 1.0, 0, blind=0),
+            row("a", "y", "ok", 0, 0.0, 0, blind=0)]
+    a = summarise(rows, {"a": 5})["a"]
+    assert a["unguessed"] == a["kinds"]["y"]["unguessed"] == 33.33 and "unguessed" not in a["kinds"]["x"]
+
+
+def test_intervals_stand_beside_the_figures_of_each_split():
+    """All alike leave no doubt; of four questions with one right no other bound than these is possible (test_intervals.py)."""
+    rows = [row("b", "x", "ok", 1, 1.0, 1)] * 3 + [row("a", "x", "ok", 0, 0.0, 0)] * 3 + [row("a", "x", "ok", 1, 1.0, 1)]
+    summary = summarise(rows, {"a": 4, "b": 3, "c": 1})
+    add_intervals(summary, rows)
+    assert summary["a"]["interval"] == {**dict.fromkeys(["strict", "ems", "rems"], [0.0, 75.0]),
+                                        **dict.fromkeys(["error_rate", "hack"], [0.0, 0.0])}
+    assert summary["b"]["interval"]["strict"] == [100.0, 100.0] and "interval" not in summary["c"]
 
 
 # ------------------------------------------------------------------------------------------------- what luck could have done
@@ -94,7 +122,7 @@ PETS = {"first": (Table("Pet", (Column("id", "INT"), Column("name", "TEXT")), ((
 COUNT, LIST = "SELECT COUNT(*) FROM Pet", "SELECT name FROM Pet"
 
 
-def judged(cases: list[tuple[str | None, str, str | None]], *, second: str, guesses: dict[str, str]) -> list[dict]:
+def judged(cases: list[tuple[str | None, str, str | None]], *, second: str, guesses: dict[str, str] | None) -> list[dict]:
     """Rows of (our SQL, gold answer, gold SQL), run on "first" and looked at again on ``second``, "" for none."""
     questions = [dataclasses.replace(question(answer, i, gold=gold), database="first")
                  for i, (_, answer, gold) in enumerate(cases)]
@@ -136,7 +164,7 @@ def test_a_second_database_finds_out_what_is_right_by_chance(sql, answer, gold, 
 def test_many_rows_are_judged_as_each_alone():
     rows = judged([(sql, answer, gold) for sql, answer, gold, _, _ in SUITE[:-1]], second="second", guesses={"1": "2"})
     assert [row["suite"] for row in rows] == [suite for *_, suite in SUITE[:-1]]
-    assert list(rows[0]) == [*FIELDS, "blind", "suite"]
+    assert list(rows[0]) == [*FIELDS, "blind", "constant", "suite"]
 
 
 def test_no_second_database_or_no_gold_sql_no_suite():
@@ -153,6 +181,14 @@ def test_a_blind_guess_is_right_where_it_is_the_whole_answer():
     rows = judged([(None, answer, None) for answer in answers], second="", guesses={"1": "2"})
     assert [row["blind"] for row in rows] == [1, 1, 0, 0]
     assert [row["blind"] for row in judged([(None, "2", None)], second="", guesses={"other": "2"})] == [0]
+    assert not any("blind" in row for row in judged([(None, "2", None)], second="", guesses=None))     # nobody knows a guess
+
+
+def test_one_answer_to_all_satisfies_ems_for_counts_years_and_yes():
+    """0 to 40, Yes, No, 1980 to 2024: the ends are in, what lies beyond or is a name is not, and a list needs every part."""
+    answers = {"0": 1, "40": 1, "41": 0, "1979": 0, "1980": 1, "2024": 1, "Yes": 1, "No, 3": 1, "Suva": 0, "3, Suva": 0}
+    rows = judged([(None, answer, None) for answer in answers], second="", guesses={})
+    assert [row["constant"] for row in rows] == list(answers.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ before, after
@@ -295,6 +331,49 @@ def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
         assert json.dumps(rows)
 
 
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A real database that keeps a list of what it is asked."""
+
+    database: Database
+    asked: list[tuple[str | None, str]]
+
+    def run(self, sql: str | None, database_name: str) -> Execution:
+        self.asked.append((sql, database_name))
+        return self.database.run(sql, database_name)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def test_a_question_that_recurs_is_decoded_once_and_each_query_runs_once(small_toml, monkeypatch):
+    """Twelve questions: four texts, each twice to one database (of which once with another answer), once to another. That is
+    eight prompts to a database. The model knows five statements, so of ten possible queries none may run twice, also not in
+    different batches."""
+    cfg = load_config(small_toml, ["run.out=unused"])
+    asked = [Question(f"{split}/{i}", split, i, f"How many of {'x' * i}?", answer, database, "k")
+             for split, database, answer in (("a", "original", "1"), ("b", "original", "2"), ("c", "counterfactual", "1"))
+             for i in range(4)]
+    decoded = []
+
+    def watched(questions, *arguments, **options):
+        decoded.extend((question.text, question.database) for question in questions)
+        return collect(questions, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "collect", watched)
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        counting = Counting(judge.database, [])
+        rows = list(evaluate_policy(asked, load_start(cfg), dataclasses.replace(judge, database=counting), cfg.generation, 2))
+    assert len(decoded) == len(set(decoded)) == 8
+    assert len(counting.asked) == len(set(counting.asked)) <= 10
+    by_place = {(row["split"], row["index"]): row for row in rows}
+    assert len(rows) == len(by_place) == 12
+    for i in range(4):
+        first, again = by_place["a", i], by_place["b", i]
+        assert (first["sql"], first["answer"]) == (again["sql"], again["answer"])
+        assert [first["strict"], again["strict"]] == [int(first["answer"] == wanted) for wanted in "12"]
+
+
 def test_a_report_is_an_evaluation_with_luck_beside_it(sql_model, small_toml):
     """Athletes of two splits: the same rows as without a report, each with blind and suite; the figures are those rows'."""
     cfg = load_config(small_toml, ["run.out=unused", "task.kind=athletes", "task.template=compact"])
@@ -306,9 +385,14 @@ def test_a_report_is_an_evaluation_with_luck_beside_it(sql_model, small_toml):
     assert [(row["split"], row["index"]) for row in rows] == [(split, index) for split in splits for index in range(40)]
     assert sorted(plain, key=lambda row: (row["split"] != "heldout", row["index"])) == [
         {name: row[name] for name in FIELDS} for row in rows]
-    assert summary == summarise(rows, {"heldout": 40, "counterfactual": 40}) and len(rows) == 80
+    assert {split: {name: value for name, value in of.items() if name != "interval"} for split, of in summary.items()} \
+        == summarise(rows, {"heldout": 40, "counterfactual": 40}) and len(rows) == 80
+    for of in summary.values():
+        assert of["interval"].keys() == of.keys() - {"n", "of", "status", "kinds", "interval"}
+        assert all(low <= of[name] <= high for name, (low, high) in of["interval"].items())
     guesses = blind_guesses(train)
     for row in rows:
         asked = splits[row["split"]][row["index"]]
-        assert list(row) == [*FIELDS, "blind", "suite"] and row["kind"] == asked.kind and row["suite"] <= row["strict"]
+        assert list(row) == [*FIELDS, "blind", "constant", "suite"]
+        assert row["kind"] == asked.kind and row["suite"] <= row["strict"]
         assert row["blind"] == (set(guesses[asked.kind].split(", ")) == set(asked.answer.split(", ")))

@@ -142,7 +142,8 @@ def test_dev_is_evaluated_every_three_steps(whole):
     evaluations = [record for record in records(whole) if "reward" not in record]
     assert [record["step"] for record in evaluations] == [2, 5]
     for record in evaluations:
-        assert set(record) == {"step", *(f"dev/{name}" for name in ("n", "of", "strict", "ems", "rems", "error_rate"))}
+        assert set(record) == {"step", *(f"dev/{name}" for name in ("n", "of", "strict", "ems", "rems", "error_rate", "hack",
+                                                                "invented"))}
         assert record["dev/n"] == record["dev/of"] == 1
     assert [record["step"] for record in records(whole)] == [0, 1, 2, 2, 3, 4, 5, 5]        # in order of time
 

@@ -36,6 +36,7 @@ GOLD = {"easy": 130, "medium": 60, "hard": 10}                      # training q
                                                                     # the harder a query is, the fewer have been written
 SECOND = "reshuffled"                                               # the database that finds out what is right by chance
 SPLITS = {"train": "original", "dev": "original", "heldout": "original", "counterfactual": "counterfactual"}
+TESTS = ("heldout", "counterfactual")
 
 
 # ----------------------------------------------------------------------------------------------------------------- careers

@@ -5,7 +5,7 @@ Knows no engine. Bad SQL is data (an ``Execution`` whose status says how it fail
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Mapping, Protocol, Sequence, get_args
 
 Status = Literal[
@@ -138,3 +138,18 @@ def run_all(database: Database, queries: Sequence[tuple[str | None, str]], threa
         results = dict(zip(distinct, pool.map(lambda query: database.run(*query), distinct)))
     return [results[query] for query in queries]
 
+
+@dataclass(frozen=True)
+class Remembered:
+    """A database that runs each distinct query once, however often it comes: for an evaluation, in which no row changes."""
+
+    database: Database
+    known: dict[tuple[str | None, str], Execution] = field(default_factory=dict)
+
+    def run(self, sql: str | None, database_name: str) -> Execution:
+        if (sql, database_name) not in self.known:
+            self.known[sql, database_name] = self.database.run(sql, database_name)
+        return self.known[sql, database_name]
+
+    def close(self) -> None:
+        self.database.close()

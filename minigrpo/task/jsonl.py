@@ -41,6 +41,10 @@ def database_names(path: str | Path) -> list[str]:
     return sorted({question.database for split in _splits(Path(path)) for question in load_questions(path, split)})
 
 
+def split_names(path: str | Path) -> list[str]:
+    return list(_splits(Path(path)))
+
+
 def _splits(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path} of questions")

@@ -27,6 +27,7 @@ SPLITS = {
     "medium": "Test_Dataset_with_Splits/Medium.tsv",
     "hard": "Test_Dataset_with_Splits/Hard.tsv",
 }
+TESTS = tuple(name for name in SPLITS if name not in ("train", "dev"))
 FIELDS = ("Questions", "Answers", "Context", "Types")       # every file has these; some have more, and in another order
 NO_CONTEXT = "No context available"
 

@@ -7,7 +7,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from minigrpo.task.database import STATUSES, Column, Execution, MockDatabase, Table, create_table, run_all, table_lines
+from minigrpo.task.database import (STATUSES, Column, Execution, MockDatabase, Remembered, Table, create_table, run_all,
+                                    table_lines)
 
 PET = Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id")), Column("name", "TEXT")), ())
 
@@ -150,3 +151,21 @@ def test_no_queries():
 def test_a_broken_database_is_not_swallowed():
     with pytest.raises(RuntimeError, match="no machine"):
         run_all(Broken(), [("SELECT 1", "d")], threads=2)
+
+
+def test_what_is_remembered_runs_once_over_all_batches():
+    """The second batch asks two of the first's three queries again, and one of them of another database."""
+    recorder = Recorder()
+    remembered = Remembered(recorder)
+    first = run_all(remembered, [("a", "x"), ("b", "x"), (None, "x")], threads=2)
+    again = run_all(remembered, [("b", "x"), ("a", "y"), (None, "x")], threads=2)
+    assert sorted(recorder.asked, key=str) == sorted([("a", "x"), ("b", "x"), (None, "x"), ("a", "y")], key=str)
+    assert again[0] is first[1] and again[2] is first[2] and again[1].rows == (("a", "y"),)
+    assert Remembered(recorder).run("a", "x") is not first[0]           # nothing is shared between evaluations
+
+
+def test_a_failure_of_the_machinery_is_not_remembered():
+    remembered = Remembered(Broken())
+    with pytest.raises(RuntimeError, match="no machine"):
+        remembered.run("SELECT 1", "d")
+    assert remembered.known == {}
