@@ -16,5 +16,5 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
 ``tree``, ``model``, ``search``, ``graph``, ``logprobs``, ``lora``, ``stopping``, ``hub``, ``weights`` · ``task``:
 ``database``, ``answer``, ``reward``, ``prompt``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``, ``mariadb``, ``mariadbd``,
 ``grants``, ``sqlite``, ``sqlite_text``, ``introspect`` · ``config``, ``assemble``, ``start``, ``warmup``, ``run``,
-``evaluate``, ``ask``, ``plan``, ``dry_run``, ``files``.
+``evaluate``, ``ask``, ``plan``, ``dry_run``, ``records``, ``pictures``, ``report``, ``files``.
 """
