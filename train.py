@@ -1,4 +1,4 @@
-"""Train: python train.py CONFIG [--set section.key=value ...] [--resume | --dry-run]"""
+"""Train: python train.py CONFIG [--set section.key=value ...] [--resume | --dry-run | --report]"""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from minigrpo.dry_run import dry_run
 from minigrpo.evaluate import evaluate_policy, report_splits, show_report, summarise
 from minigrpo.metrics import Clock, average
 from minigrpo.policy.lora import reference
+from minigrpo.report import report_run
 from minigrpo.rollout import collect
 from minigrpo.run import Run, check_folder, open_folder
 from minigrpo.runtime import generator, settle, use_threads
@@ -67,7 +68,10 @@ def main() -> int:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from where run.out was left")
     mode.add_argument("--dry-run", action="store_true", help="check everything, show what the run will need, and end")
+    mode.add_argument("--report", action="store_true", help="draw and write up what is in run.out, as run.out/report.md")
     args = parser.parse_args()
+    if args.report:
+        return exit_status("train.py", lambda: report_run(load_config(args.config, args.set)))
     if args.dry_run:
         return exit_status("train.py", lambda: dry_run(load_config(args.config, args.set)))
     return exit_status("train.py", lambda: train(load_config(args.config, args.set), resume=args.resume))

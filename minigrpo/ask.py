@@ -56,13 +56,14 @@ def show_candidates(group: Group, generation: config.Generation) -> str:
     for sql, (best, *others) in alike.items():
         written = f"{score(best.completion, generation):.3g}" + (f", written {1 + len(others)} times" if others else "")
         cut = "" if best.completion.stopped else f", cut off after {len(best.completion.ids)} tokens"
-        lines += ["", *labelled("score", written + cut), *labelled("SQL", sql or ""), *_gave(best.execution)]
+        lines += ["", *labelled("score", written + cut), *labelled("SQL", sql or ""), *gave(best.execution)]
     return "\n".join(lines)
 
 
-def _gave(execution: Execution) -> list[str]:
+def gave(execution: Execution) -> list[str]:
+    """The rows, or the error, beside a label; an engine quotes what it cannot read, at any length, so that is cut."""
     if not execution.ok:
-        return labelled("gave", execution.status + (f": {execution.error}" if execution.error else ""))
+        return labelled("gave", execution.status + (f": {execution.error}" if execution.error else ""), 8)
     if not execution.rows:
         return labelled("gave", "no rows")
     shown, *rest = rows_table(execution, WIDTH - INDENT).split("\n")

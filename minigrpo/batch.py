@@ -64,9 +64,8 @@ def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, t
     """
     if model.checkpointing:
         model.kept = None                       # memory is short: the next search makes its buffers anew
-    reward_QK = torch.tensor([[rollout.reward.total for rollout in group.rollouts] for group in groups],
-                             dtype=torch.float64)
-    advantage_QK = group_advantages(reward_QK, scale=grpo.scale).to(torch.promote_types(model.dtype, torch.float32))
+    rewards = [[rollout.reward.total for rollout in group.rollouts] for group in groups]
+    advantage_QK = advantages(rewards, grpo).to(torch.promote_types(model.dtype, torch.float32))
     sizes = [(len(group.prompt_ids), max(len(rollout.completion.ids) for rollout in group.rollouts)) for group in groups]
     with scoring_explained(model, grpo.micro_batch_tokens):
         return Batch(tuple(_make_part([groups[q] for q in chosen], advantage_QK[chosen].to(model.device), model,
@@ -80,6 +79,11 @@ def scoring_explained(model: CausalLM, micro_batch_tokens: int) -> AbstractConte
     return memory_explained(model.device, f"scoring, in micro-batches of up to {micro_batch_tokens} tokens",
                             "lower grpo.micro_batch_tokens (down to one question a micro-batch), generation.completions or "
                             f"generation.max_new_tokens{checkpointing}")
+
+
+def advantages(rewards: Sequence[Sequence[float]], grpo: config.GRPO) -> Tensor:
+    """The advantages [Q, K] of a batch's rewards, in float64: what a step trains on, and what a report shows of it."""
+    return group_advantages(torch.tensor(rewards, dtype=torch.float64), scale=grpo.scale)
 
 
 def pack(sizes: Sequence[tuple[int, int]], branches: int, budget: int) -> list[list[int]]:

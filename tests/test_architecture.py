@@ -11,8 +11,8 @@ RECIPES = [ROOT / "train.py", ROOT / "eval.py"]
 LAYER_0 = {"shapes", "config", "runtime", "metrics", "files"}
 # Layer 2, each after those it may import.
 LAYER_2 = ["rollout", "batch", "update", "intervals", "evaluate", "tables", "warmup", "start", "assemble", "run", "ask", "plan",
-           "dry_run"]
-THIRD_PARTY = {"torch", "safetensors", "tokenizers", "huggingface_hub", "pymysql", "tqdm"}
+           "dry_run", "records", "pictures", "report"]
+THIRD_PARTY = {"torch", "safetensors", "tokenizers", "huggingface_hub", "pymysql", "tqdm", "matplotlib"}
 
 
 def room(file: Path) -> str:
@@ -90,7 +90,8 @@ def test_nobody_imports_the_recipes():
 
 @pytest.mark.parametrize("library, home", [("pymysql", "task/mariadb"), ("tokenizers", "policy/tokenizer"),
                                            ("safetensors", "policy/weights"), ("huggingface_hub", "policy/hub"),
-                                           ("sqlite3", "task/sqlite"), ("tqdm", "metrics")])
+                                           ("sqlite3", "task/sqlite"), ("tqdm", "metrics"),
+                                           ("matplotlib", "pictures")])
 def test_a_library_is_named_in_one_file(library, home):
     assert users_of(library) == [home]
 
