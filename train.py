@@ -1,4 +1,5 @@
-"""Train: python train.py CONFIG [--set section.key=value ...] [--resume | --dry-run | --report]"""
+"""Train: python train.py CONFIG [--set section.key=value ...] [--resume | --dry-run | --report]
+   Sweep: python train.py CONFIG [--set ...] --experiment NAME [--seeds 0 1 2]"""
 
 import argparse
 import sys
@@ -9,6 +10,7 @@ from minigrpo.batch import make_batch
 from minigrpo.config import Config, load_config, require
 from minigrpo.dry_run import dry_run
 from minigrpo.evaluate import evaluate_policy, report_splits, show_report, summarise
+from minigrpo.experiments import run_experiment
 from minigrpo.metrics import Clock, average
 from minigrpo.policy.lora import reference
 from minigrpo.report import report_run
@@ -68,8 +70,12 @@ def main() -> int:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--resume", action="store_true", help="go on from where run.out was left")
     mode.add_argument("--dry-run", action="store_true", help="check everything, show what the run will need, and end")
+    mode.add_argument("--experiment", metavar="NAME", help="a sweep of minigrpo/experiments.py: its runs, table and figures")
     mode.add_argument("--report", action="store_true", help="draw and write up what is in run.out, as run.out/report.md")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="of an experiment; else run.seed")
     args = parser.parse_args()
+    if args.experiment:
+        return exit_status("train.py", lambda: run_experiment(args.experiment, args.config, args.set, args.seeds, train))
     if args.report:
         return exit_status("train.py", lambda: report_run(load_config(args.config, args.set)))
     if args.dry_run:

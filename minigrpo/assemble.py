@@ -121,8 +121,8 @@ def _login(cfg: config.Database) -> dict[str, Any]:
 
 
 def exit_status(program: str, recipe: Callable[[], int]) -> int:
-    """Run a recipe. What is the user's to mend, the machine's or the database's, is one sentence on stderr and status 1, not a traceback;
-    Ctrl-C is 130 and SIGTERM 143."""
+    """Run a recipe. What is the user's to mend, the machine's or the database's, is one sentence on stderr and status 1, not
+    a traceback; Ctrl-C is 130 and SIGTERM 143."""
     exit_on_sigterm()
     try:
         return recipe()
