@@ -1,6 +1,6 @@
 """How one GRPO step grows: seconds and memory as prompts, completions, K or the questions of a step are doubled.
 
-    python tests/benchmarks/growth.py [--device cpu|cuda]
+    python -m tests.benchmarks.growth [--device cpu|cuda]
 
 A small Llama of random weights; nobody stops early. Each size runs in a process of its own, so that its memory is its own.
 """
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import step as benchmark
+from . import step as benchmark
 
 MODEL = benchmark.LLAMA | {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
                            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
@@ -31,7 +31,7 @@ def main() -> None:
     for axis, times in DOUBLED.items():
         for doubled in range(times + 1):
             size = getattr(START, axis) * 2**doubled
-            ended = subprocess.run([sys.executable, __file__, "--device", args.device, "--only", json.dumps({axis: size})],
+            ended = subprocess.run([sys.executable, "-m", "tests.benchmarks.growth", "--device", args.device, "--only", json.dumps({axis: size})],
                                    stdout=subprocess.PIPE, text=True, check=True)
             rows = {row["phase"]: row for row in map(json.loads, ended.stdout.splitlines())}
             cells = [f"{row['median_s'] * 1e3:9.0f} ms {row['peak_bytes'] / 1e9:7.2f} GB"
