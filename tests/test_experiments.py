@@ -95,7 +95,7 @@ def test_a_run_that_is_stopped_stops_the_sweep(tmp_path):
 
 
 @pytest.mark.parametrize("name, overrides, message", [
-    ("reward", [], "--experiment: there is no experiment 'reward'"),
+    ("reward", [], "--experiment: unknown experiment 'reward'"),
     ("mock", ["evaluation.report=[]"], "--experiment: name the splits to compare the runs on in evaluation.report")])
 def test_what_cannot_be_swept_is_one_sentence(tmp_path, name, overrides, message):
     with pytest.raises(ValueError) as error:
