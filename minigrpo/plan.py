@@ -105,6 +105,8 @@ def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, ran
     with fake, Alive() as alive:
         model = _build(architecture, dtype)
         add_lora(model, rank=rank, alpha=1.0, targets=targets, generator=torch.Generator())
+        with adapters_held(model):                              # their weights are laid together here
+            pass
         adapters = sum(parameter.numel() for parameter in adapter_parameters(model).values())
         total = sum(parameter.numel() for parameter in model.parameters())
         generation, evaluation = cfg.generation, cfg.evaluation

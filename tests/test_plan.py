@@ -373,7 +373,9 @@ print(before, highest())
 ], ids=["grouped heads", "large tied vocabulary in parts", "full warm-up in parts"])
 def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, overrides, tmp_path):
     """Weights, cache, activations, gradients and moments of a model of 30 to 70 million parameters on the CPU, completions at
-    full length: within 15 percent of the plan, with what the process held before, where the C library keeps no gaps."""
+    full length: within 15 percent of the plan, with what the process held before, where the C library keeps no gaps. Adapted
+    layers' weights are copied out of the mapped file, whose pages, which anybody else may have, stay resident while nobody wants
+    them: they are counted, but not planned."""
     from minigrpo.policy.model import CausalLM, initialise
     from minigrpo.policy.weights import save_tensors
     architecture = read_architecture(shape)
@@ -389,4 +391,5 @@ def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, over
                            text=True, cwd=ROOT, check=False, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"})
     assert ended.returncode == 0, ended.stderr
     before, highest = map(int, ended.stdout.split())
-    assert highest == pytest.approx(planned.peak + before, rel=0.15)
+    mapped = 0 if cfg.warmup.source else sum(4 * parameter.numel() for name, parameter in model.named_parameters() if "proj" in name)
+    assert highest == pytest.approx(planned.peak + before + mapped, rel=0.15)

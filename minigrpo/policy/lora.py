@@ -35,6 +35,7 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device, dtype=dtype))
         self.active: tuple[Tensor, Tensor] | None = (self.lora_A, self.lora_B)
         self.start: tuple[Tensor, Tensor] | None = None         # what reference() switches to; None: the base alone
+        self.siblings: tuple[nn.Module, ...] = (self,)          # the layers that it is computed together with
         self.joined: Stack | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,9 +43,9 @@ class LoRALinear(nn.Module):
 
     @property
     def stack(self) -> "Stack":
-        """Where its weights lie, alone or beside its siblings'."""
+        """Where its weights lie, beside its siblings'; laid together when first asked for."""
         if self.joined is None or self.joined.parted:
-            Stack([self] if self.joined is None else self.joined.layers)
+            Stack(self.siblings)
         return self.joined
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRALinear":
@@ -61,7 +62,7 @@ class LoRALinear(nn.Module):
 
 
 def project(x: Tensor, *layers: nn.Linear | LoRALinear) -> list[Tensor]:
-    """[layer(x) for each layer]; one product for all of them where adapters have joined them (``add_lora``'s ``siblings``)."""
+    """[layer(x) for each layer]; one product for all of them where they are siblings, as ``add_lora`` has made them."""
     stacks = {layer.stack for layer in layers if isinstance(layer, LoRALinear)}
     return stacks.pop()(x) if [stack.layers for stack in stacks] == [layers] else [layer(x) for layer in layers]
 
@@ -97,7 +98,7 @@ class Stack:
                 self.bias[mine] = base.bias.detach()
             if isinstance(layer, LoRALinear):
                 self.starts.append(mine.start)
-                layer.joined = self
+                layer.joined, layer.siblings = self, self.layers
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The layers' outputs, [..., out] each."""
@@ -237,12 +238,12 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
                 found |= named
     if missing := [name for name in targets if name not in found]:
         raise ValueError(f"lora.targets: the model has no linear layer named {', '.join(missing)}")
-    for module in list(model.modules()):
-        for names in getattr(module, "siblings", ()):
-            if any(isinstance(layer := getattr(module, name), LoRALinear) for name in names):
-                Stack([getattr(module, name) for name in names])
-    for layer in adapters(model).values():
-        layer.stack                                             # the others lie alone
+    for module in model.modules():
+        for names in getattr(module, "of_one_input", ()):
+            layers = tuple(getattr(module, name) for name in names)
+            for layer in layers:
+                if isinstance(layer, LoRALinear):
+                    layer.siblings = layers
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:

@@ -200,7 +200,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    siblings = (("q_proj", "k_proj", "v_proj"),)        # linear layers that read one input
+    of_one_input = (("q_proj", "k_proj", "v_proj"),)        # linear layers that can be computed together
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class Gate(nn.Module):
 
 
 class MLP(nn.Module):
-    siblings = (("gate_proj", "up_proj"),)
+    of_one_input = (("gate_proj", "up_proj"),)
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()

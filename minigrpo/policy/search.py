@@ -322,11 +322,11 @@ def _search(kind: type[Beams] | type[Draws], model: CausalLM, prompts: Sequence[
     if longest + depth > limit:
         raise ValueError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
                          f"{limit}: shorten the prompt or lower generation.max_new_tokens")
-    kept = _kept(kind, model, len(prompts), longest, completions, depth, stopping, settings)
-    search, tree, replay = kept.search, kept.search.tree, kept.replay
-    if isinstance(search, Draws):
-        search.toss(generator)
     with adapters_held(model):
+        kept = _kept(kind, model, len(prompts), longest, completions, depth, stopping, settings)
+        search, tree, replay = kept.search, kept.search.tree, kept.replay
+        if isinstance(search, Draws):
+            search.toss(generator)
         replay(search.begin, tree.load(pad_prompts(prompts, multiple=STRETCH if replay.records else 1, device=model.device)))
         for c in range(1, depth):
             if (not replay.records or c % ASK_EVERY == 0) and search.over():

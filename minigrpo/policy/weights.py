@@ -51,7 +51,8 @@ def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | 
 
 def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.device | str) -> CausalLM:
     """The decoder of a folder or hub id, frozen, in evaluation mode, every tensor cast to ``dtype`` (None: the file's own) on
-    ``device``, one at a time. On the CPU what need not be cast stays in the file, mapped: no copy is made of it.
+    ``device``, one at a time. On the CPU what need not be cast stays in the file, mapped: no copy is made of it, until adapted
+    layers are laid together for their first pass.
 
     Raises ``ValueError`` that names what is no model folder, or the missing, extra or misshapen tensors.
     """
