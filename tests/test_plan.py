@@ -25,7 +25,7 @@ LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
 TIED = 1000 * 64 + 2 * LAYER + 64
 # Rank 4 beside q (64 → 64) and v (64 → 32) of both layers: A is 4 × 64, B is out × 4.
 ADAPTERS = 2 * (4 * 64 + 64 * 4 + 4 * 64 + 32 * 4)
-# In the weights' dtype, for decoding: both A below q, k and v (8 rows of 64), and both B in one matrix of their 128 outputs × 8.
+# In the weights' dtype, for decoding: both A below q, k and v (8 rows of 64), both B in one matrix of their 128 outputs × 8.
 COPIES = 2 * (8 * 64 + 128 * 8)
 BASE = ("generation.max_new_tokens=20", "generation.completions=3", "grpo.questions=8", "evaluation.batch=1")
 LORA, FULL = (("warmup.source=athletes", f"warmup.method={method}") for method in ("lora", "full"))
@@ -374,8 +374,8 @@ print(before, highest())
 def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, overrides, tmp_path):
     """Weights, cache, activations, gradients and moments of a model of 30 to 70 million parameters on the CPU, completions at
     full length: within 15 percent of the plan, with what the process held before, where the C library keeps no gaps. Adapted
-    layers' weights are copied out of the mapped file, whose pages, which anybody else may have, stay resident while nobody wants
-    them: they are counted, but not planned."""
+    layers' weights are copied out of the mapped file, whose pages, which anybody else may have, stay resident while nobody
+    wants them: they are counted, but not planned."""
     from minigrpo.policy.model import CausalLM, initialise
     from minigrpo.policy.weights import save_tensors
     architecture = read_architecture(shape)
@@ -391,5 +391,6 @@ def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, over
                            text=True, cwd=ROOT, check=False, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"})
     assert ended.returncode == 0, ended.stderr
     before, highest = map(int, ended.stdout.split())
-    mapped = 0 if cfg.warmup.source else sum(4 * parameter.numel() for name, parameter in model.named_parameters() if "proj" in name)
+    mapped = 0 if cfg.warmup.source else 4 * sum(parameter.numel() for name, parameter in model.named_parameters()
+                                                 if "proj" in name)
     assert highest == pytest.approx(planned.peak + before + mapped, rel=0.15)
