@@ -7,14 +7,13 @@
 
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Callable, Mapping, Sequence
 
 from minigrpo import config
 from minigrpo.metrics import say, table
-from minigrpo.pictures import compare_runs
+from minigrpo.pictures import can_draw, compare_runs
 from minigrpo.records import Records, read_run, series
 from minigrpo.run import has_steps
 from minigrpo.start import base_path, start_adapter
@@ -88,7 +87,7 @@ def run_experiment(name: str, source: str, overrides: Sequence[str], seeds: Sequ
     say(f"\n{experiment.question}\n\n{table(cells)}")
     (root / "table.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (root / "table.md").write_text(f"{experiment.question}\n\n{markdown(cells)}\n", encoding="utf-8")
-    if find_spec("matplotlib"):
+    if can_draw():
         say("\n" + "\n".join(map(str, compare_runs(runs, root))))
     return 0
 

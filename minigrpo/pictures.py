@@ -6,6 +6,7 @@ matplotlib is named here alone, and only when a picture is drawn.
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,11 @@ def window_for(count: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------- one picture
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
 @contextmanager
 def _picture(file: Path, height: float) -> Iterator["Figure"]:
     """A figure to draw on; on leaving it is ``file``. No matplotlib: ``ValueError``."""

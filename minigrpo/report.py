@@ -22,10 +22,10 @@ from minigrpo.batch import advantages
 from minigrpo.metrics import labelled, printable, say
 from minigrpo.pictures import METRICS, plot_curves, plot_splits, plot_warmup, window_for
 from minigrpo.records import Json, Records, Summary, phases, read_run
+from minigrpo.tables import CEILINGS
 from minigrpo.task.database import Execution
 
 SAMPLES = 6                                     # groups shown in a report
-LUCK = ("blind", "constant")                    # figures that no policy moves
 
 
 def report_run(cfg: config.Config) -> int:
@@ -100,7 +100,7 @@ def split_table(moments: Mapping[str, Summary]) -> str:
 
     def cell(split: str, name: str) -> str:
         figures = [figure(summary.get(split, {}), name) for summary in moments.values()]
-        return figures[-1] if name in LUCK else " → ".join(filter(None, figures))
+        return figures[-1] if name in CEILINGS else " → ".join(filter(None, figures))
 
     return _table([["split", "questions", *(METRICS.get(name) or _escaped(name) for name in names)],
                    *([_escaped(split), "absent" if line.get("absent") else f"{line['n']} of {line['of']}",
