@@ -14,9 +14,11 @@ from minigrpo.runtime import exit_on_sigterm
 from minigrpo.task import athletes, jsonl, mariadb, sqlite, temptabqa
 from minigrpo.task.database import Database, DatabaseError, MockDatabase, Tables
 from minigrpo.task.prompt import read_examples, render_prompt, schema_text
-from minigrpo.task.questions import Question
+from minigrpo.task.questions import Question, without_kinds
+from minigrpo.task.renamed import RENAMED, ask_renamed, rename_tables
 from minigrpo.task.reward import make_reward
 
+TESTED = {"temptabqa": "original", "athletes": "heldout"}       # the split that is asked of the renamed database too
 SAMPLES = 3                     # values a column that a query may know of at least: a warm-up teaches what no prompt shows
 
 
@@ -26,12 +28,15 @@ def load_split(task: config.Task, split: str, gold_sql: str = "") -> list[Questi
     if gold_sql and (gold_sql if gold_sql in own else "temptabqa") != task.kind:
         expected = f'"{task.kind}"' if task.kind in own else "a JSONL file"
         raise ValueError(f'warmup.source: gold SQL for task.kind = "{task.kind}" comes from {expected}, got "{gold_sql}"')
+    if split == RENAMED and task.kind in TESTED:
+        return ask_renamed(load_split(task, TESTED[task.kind]))
     if task.kind == "temptabqa":
         return temptabqa.load_questions(task.path, split, gold_sql or None)
     return athletes.load_questions(split) if task.kind == "athletes" else jsonl.load_questions(task.path, split)
 
 
 def split_is_there(task: config.Task, split: str) -> bool:
+    split = TESTED.get(task.kind, split) if split == RENAMED else split
     if task.kind == "temptabqa":
         return split in temptabqa.SPLITS and (Path(task.path) / temptabqa.SPLITS[split]).is_file()
     return split in (athletes.SPLITS if task.kind == "athletes" else jsonl.split_names(task.path))
@@ -50,8 +55,8 @@ def load_tests(task: config.Task) -> dict[str, list[Question]]:
 
 @dataclass(frozen=True)
 class Data:
-    """A run's questions: ``known`` is trained on and has what gold SQL there is; ``dev`` is the evaluation split, of which
-    ``asked`` are asked during training; ``splits`` are those reported before and after."""
+    """A run's questions: ``known`` is trained on, has what gold SQL there is, and is of no kind that is held out; ``dev`` is
+    the evaluation split, of which ``asked`` are asked during training; ``splits`` are those reported before and after."""
 
     known: list[Question]
     dev: list[Question]
@@ -64,7 +69,7 @@ class Data:
 
 
 def load_data(cfg: config.Config) -> Data:
-    known = load_split(cfg.task, cfg.task.split, cfg.warmup.source)
+    known = without_kinds(load_split(cfg.task, cfg.task.split, cfg.warmup.source), cfg.task.hold_out)
     dev = load_split(cfg.task, cfg.evaluation.split)
     return Data(known, dev, dev[:cfg.evaluation.questions or len(dev)],
                 {name: load_split(cfg.task, name) for name in cfg.evaluation.report})
@@ -88,6 +93,7 @@ def open_judge(task: config.Task, database: config.Database, reward: config.Rewa
 def open_loaded(task: config.Task, cfg: config.Database) -> tuple[Database, Mapping[str, Tables]]:
     """The configured engine with the task's tables loaded, and these."""
     tables = athletes.load_databases() if task.kind == "athletes" else temptabqa.load_databases(task.path)
+    tables = {**tables, RENAMED: rename_tables(tables["original"])}
     if cfg.engine == "mock":
         return MockDatabase(), tables
     if cfg.engine == "sqlite":

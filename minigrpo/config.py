@@ -35,6 +35,8 @@ class Task:
                         choices=("plain", "compact", "sqlcoder", "chatml", "gemma"))
     examples: str = key("", "a JSONL file of {question, sql}, shown in this order in every prompt; empty: none")
     samples: int = key(3, "sample values shown for each column of the schema", low=0)
+    hold_out: tuple[str, ...] = key((), "kinds of questions that no training sees, neither the warm-up nor GRPO; they are "
+                                        "asked all the same where questions are evaluated")
     shuffle_answers: bool = key(False, "a control: the training answers are dealt out anew among the questions, so that "
                                        "nothing can be learned from them")
 

@@ -1,4 +1,4 @@
-"""A run's records → learning curves and bars; several runs → one comparison. PNG files. Knows no model and no database.
+"""A run's records → learning curves and bars, as PNG files. Knows no model and no database.
 
 matplotlib is named here alone, and only when a picture is drawn.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
 
 from minigrpo import config
 from minigrpo.metrics import printable
-from minigrpo.records import Json, Records, Summary, phases, read_run, series
+from minigrpo.records import Json, Records, Summary, phases, series
 from minigrpo.task.database import STATUSES
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def can_draw() -> bool:
 
 
 @contextmanager
-def _picture(file: Path, height: float) -> Iterator["Figure"]:
+def picture(file: Path, height: float) -> Iterator["Figure"]:
     """A figure to draw on; on leaving it is ``file``. No matplotlib: ``ValueError``."""
     try:
         import matplotlib.figure
@@ -72,7 +72,7 @@ def _picture(file: Path, height: float) -> Iterator["Figure"]:
         figure.savefig(file)
 
 
-def _grid(figure: "Figure", count: int) -> list["Axes"]:
+def two_columns(figure: "Figure", count: int) -> list["Axes"]:
     """``count`` axes in two columns; an odd one at the end is as wide as both."""
     places = figure.add_gridspec((count + 1) // 2, 2)
     return [figure.add_subplot(places[i // 2, :] if i == count - 1 and count % 2 else places[i // 2, i % 2])
@@ -90,7 +90,7 @@ def _legend(axes: "Axes", title: str, *, columns: int = 3, always: bool = False)
     axes.set_title(title, pad=5 + 12 * rows)
 
 
-def _percent_axis(axes: "Axes", top: float = 100) -> None:
+def percent_axis(axes: "Axes", top: float = 100) -> None:
     axes.set_ylim(0, top)
     axes.set_yticks([top * part / 4 for part in range(5)])
 
@@ -145,8 +145,8 @@ def step_panels(run: Records) -> list[Panel]:
 def plot_curves(run: Records, file: Path) -> None:
     """The steps as small multiples: every step faint, the moving middle bold; evaluations as points."""
     panels = [panel for panel in step_panels(run) if any(name in record for record in run.steps for name in panel.lines)]
-    with _picture(file, 2.25 * math.ceil((len(panels) + len(run.evaluations)) / 2)) as figure:
-        grid = _grid(figure, len(panels) + len(run.evaluations))
+    with picture(file, 2.25 * math.ceil((len(panels) + len(run.evaluations)) / 2)) as figure:
+        grid = two_columns(figure, len(panels) + len(run.evaluations))
         for axes, split in zip(grid[2:], run.evaluations):
             _draw_evaluations(axes, split, run.evaluations[split], len(run.steps))
         for axes, panel in zip(grid[:2] + grid[2 + len(run.evaluations):], panels):
@@ -156,8 +156,8 @@ def plot_curves(run: Records, file: Path) -> None:
 def plot_warmup(run: Records, file: Path) -> None:
     """The warm-up's loss and gradient, and what it scored when it was looked at."""
     looks = [record for record in run.warmup if "strict" in record]
-    with _picture(file, 2.25 * (1 + bool(looks))) as figure:
-        grid = _grid(figure, len(WARMUP_PANELS) + bool(looks))
+    with picture(file, 2.25 * (1 + bool(looks))) as figure:
+        grid = two_columns(figure, len(WARMUP_PANELS) + bool(looks))
         for axes, panel in zip(grid, WARMUP_PANELS):
             _draw_panel(axes, panel, run.warmup, run.cfg, "warm-up step")
         if looks:
@@ -165,7 +165,7 @@ def plot_warmup(run: Records, file: Path) -> None:
             grid[-1].plot(steps, series(looks, "strict"), "o-", color=COLOURS[0], markersize=3, linewidth=1, label="strict")
             grid[-1].axhline(run.cfg.warmup.stop_at, color="0.4", linewidth=1, linestyle="--", label="stop_at")
             grid[-1].set_ylabel("% of questions")
-            _percent_axis(grid[-1])
+            percent_axis(grid[-1])
             _whole_steps(grid[-1], "warm-up steps taken", steps)
             _legend(grid[-1], f"Warm-up: strict on {printable(run.cfg.evaluation.split)}")
 
@@ -178,7 +178,7 @@ def _draw_evaluations(axes: "Axes", split: str, records: Sequence[Json], last: i
                   markersize=4 + 3 * (rank % 4), markerfacecolor="none" if rank else COLOURS[rank], linewidth=1, label=label,
                   clip_on=False, zorder=3 - 0.1 * rank)
     axes.set_ylabel("% of questions")
-    _percent_axis(axes)
+    percent_axis(axes)
     _whole_steps(axes, "steps taken", [0, last])
     axes.set_xlim(-0.02 * last, 1.02 * last)
     _legend(axes, f"Greedy on {printable(split)}", columns=4)
@@ -196,7 +196,7 @@ def _draw_panel(axes: "Axes", panel: Panel, records: Sequence[Json], cfg: config
                   label="not finite")
     if panel.share:
         # Errors are few where all goes well: their kinds want a scale on which they can be told apart. It starts at 0.
-        _percent_axis(axes, next(end for end in (4, 8, 12, 20, 40, 60, 100) if shown <= end + 1e-9) if panel.stacked else 100)
+        percent_axis(axes, next(end for end in (4, 8, 12, 20, 40, 60, 100) if shown <= end + 1e-9) if panel.stacked else 100)
     else:
         heights = [list(map(sum, zip(*values.values())))] if panel.stacked else list(values.values())
         points = [(step, value) for line in heights for step, value in zip(steps, line) if math.isfinite(value)]
@@ -257,8 +257,8 @@ def plot_splits(moments: Mapping[str, Summary], file: Path) -> None:
     """Each split of a table as bars, a colour a moment, with its interval where the summary has one; and the blind guess."""
     splits = [split for split, line in list(moments.values())[-1].items() if line["n"]]
     thick = 0.8 / len(moments)
-    with _picture(file, 1.6 + 2 * len(splits) * (0.2 + 0.16 * len(moments))) as figure:
-        grid = _grid(figure, len(METRICS))
+    with picture(file, 1.6 + 2 * len(splits) * (0.2 + 0.16 * len(moments))) as figure:
+        grid = two_columns(figure, len(METRICS))
         for axes, (metric, title) in zip(grid, METRICS.items()):
             for number, (moment, summary) in enumerate(moments.items()):
                 for place, split in enumerate(splits):
@@ -268,14 +268,14 @@ def plot_splits(moments: Mapping[str, Summary], file: Path) -> None:
             if metric == "strict" and all(guess is not None for _, guess in guesses):
                 axes.vlines([guess for _, guess in guesses], [place - 0.45 for place, _ in guesses],
                             [place + 0.45 for place, _ in guesses], color="black", linewidth=1.5, label=BLIND)
-            axes.set_yticks(range(len(splits)), [_short(split) for split in splits])
+            axes.set_yticks(range(len(splits)), [short(split) for split in splits])
             axes.set_ylim(len(splits) - 0.5, -0.5)
             axes.set_xlim(0, 118)                       # room for a figure behind a bar of 100
             axes.set_xticks(range(0, 101, 25))
             axes.grid(False, axis="y")
             axes.set_xlabel("% of questions")
             axes.set_title(title)
-        _legend_above(figure, grid[0])
+        legend_above(figure, grid[0])
 
 
 def _bar(axes: "Axes", line: Mapping, metric: str, place: float, thick: float, colour: str, label: str) -> None:
@@ -287,114 +287,13 @@ def _bar(axes: "Axes", line: Mapping, metric: str, place: float, thick: float, c
     axes.text(max(line[metric], high) + 1.5, place, f"{line[metric]:.1f}", va="center", fontsize=8)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     shown = printable(name)
     return shown if len(shown) <= 24 else shown[:23] + "…"
 
 
-def _legend_above(figure: "Figure", axes: "Axes") -> None:
+def legend_above(figure: "Figure", axes: "Axes") -> None:
     """What the colours are, once for all axes. matplotlib leaves out what begins with an underscore: no label does."""
     entries = {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     order = sorted(entries, key=lambda label: label in (BLIND, INTERVAL))
     figure.legend([entries[label] for label in order], order, loc="outside upper left", ncols=4)
-
-
-# ------------------------------------------------------------------------------------------------------------ many runs
-def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path) -> list[Path]:
-    """Several runs under each label, one a seed, as two pictures: how strict rose, by steps and by seconds, and where it
-    ended. Thin lines and dots are runs, thick lines and bars their means.
-
-    Strict on the evaluation split, where all runs were evaluated on it, and of the candidates; the ends are those of the
-    splits that all runs report, else the last evaluation, else the last candidates. Returns ``out``/compare-curves.png and
-    ``out``/compare-ends.png. ``ValueError``: no label, a label without runs, a run without steps.
-    """
-    read = {label: [read_run(Path(folder)) for folder in folders] for label, folders in runs.items()}
-    every = [run for members in read.values() for run in members]
-    if not every or not all(read.values()):
-        none = ", ".join(label for label, members in read.items() if not members) or "no label at all"
-        raise ValueError(f"a comparison needs a run under each label, got none for {none}")
-    if early := [run.folder for run in every if not run.steps]:
-        raise ValueError(f"{early[0]} cannot be compared: it holds no step of GRPO")
-    evaluated = [split for split in every[0].evaluations if all(split in run.evaluations for run in every)][:1]
-    out.mkdir(parents=True, exist_ok=True)
-    files = [out / "compare-curves.png", out / "compare-ends.png"]
-    _plot_comparison(read, [*evaluated, ""], files[0])
-    _plot_ends(read, _ends(every, evaluated), files[1])
-    return files
-
-
-def _colour(number: int) -> tuple[str, str]:
-    """Colour and dash of a label: seven colours that are seen on white, then the same with another dash."""
-    return COLOURS[number % 7], DASHES[number // 7 % len(DASHES)]
-
-
-def _plot_comparison(read: Mapping[str, Sequence[Records]], splits: Sequence[str], file: Path) -> None:
-    rows = math.ceil(len(read) / 4)
-    with _picture(file, 2.7 * len(splits) + 0.2 * rows) as figure:
-        grid = _grid(figure, 2 * len(splits))
-        for number, split in enumerate(splits):
-            by_steps, by_seconds = grid[2 * number:2 * number + 2]
-            for place, (label, members) in enumerate(read.items()):
-                _draw_seeds(by_steps, by_seconds, members, split, place, label)
-            for axes, unit in ((by_steps, "steps taken"), (by_seconds, "seconds of steps")):
-                axes.set_title(f"Strict on {_short(split)}" if split else "Strict of the candidates")
-                axes.set_ylabel("% of questions" if split else "% of candidates")
-                axes.set_xlabel(unit)
-                axes.set_xlim(left=0)
-                _percent_axis(axes)
-        _legend_above(figure, grid[0])
-
-
-def _draw_seeds(by_steps: "Axes", by_seconds: "Axes", members: Sequence[Records], split: str, place: int, label: str) -> None:
-    """A label's runs thin; thick the mean over them at the steps that all have, by seconds at their mean time."""
-    (colour, dash), points = _colour(place), []
-    for run in members:
-        steps, values = run.curve(split)
-        values, seconds = values if split else smooth(values, window_for(len(values)), fmean), run.seconds()
-        points.append({step: (seconds[step], value) for step, value in zip(steps, values)})
-        if len(members) > 1:
-            for axes, across in ((by_steps, steps), (by_seconds, [seconds[step] for step in steps])):
-                axes.plot(across, values, color=colour, linewidth=0.7, alpha=0.5)
-    shared = sorted(set.intersection(*map(set, points)))
-    means = [[fmean(run[step][axis] for run in points) for step in shared] for axis in (0, 1)]
-    for axes, across in ((by_steps, shared), (by_seconds, means[0])):
-        axes.plot(across, means[1], color=colour, linestyle=dash, linewidth=2, label=" " + printable(label),
-                  marker="o" if split or len(shared) == 1 else "", markersize=4)
-
-
-def _ends(every: Sequence[Records], evaluated: Sequence[str]) -> list[tuple[str, str]]:
-    """(moment, split) of the figures that all runs have: "after" on their report splits, or the last evaluation, or neither:
-    then of the candidates of the last tenth of the steps."""
-    first = every[0].moments.get("after", {})
-    reported = [split for split in first if all(run.moments.get("after", {}).get(split, {}).get("n") for run in every)]
-    return [("after", split) for split in reported] or [("last", split) for split in evaluated] or [("", "")]
-
-
-def _end(run: Records, moment: str, split: str) -> float:
-    if moment == "after":
-        return run.moments[moment][split]["strict"]
-    values = run.curve(split)[1]
-    return values[-1] if split else fmean(values[-window_for(len(values)):])
-
-
-def _plot_ends(read: Mapping[str, Sequence[Records]], ends: Sequence[tuple[str, str]], file: Path) -> None:
-    """Bars and figures are means over the runs of a label (lowest … highest), dots are runs, a line is where they began."""
-    with _picture(file, 0.5 + math.ceil(len(ends) / 2) * (0.9 + 0.3 * len(read))) as figure:
-        for axes, (moment, split) in zip(_grid(figure, len(ends)), ends):
-            for place, members in enumerate(read.values()):
-                values = [_end(run, moment, split) for run in members]
-                starts = [run.moments["before"][split]["strict"] for run in members] if moment == "after" else []
-                axes.barh(place, fmean(values), 0.7, color=_colour(place)[0], alpha=0.55)
-                axes.plot(values, [place] * len(values), "o", color="black", markersize=3.5, markerfacecolor="white")
-                if starts:
-                    axes.vlines(fmean(starts), place - 0.4, place + 0.4, color="black", linewidth=1.5)
-                spread = f" ({min(values):.1f} … {max(values):.1f})" if len(values) > 1 else ""
-                axes.text(104, place, f"{fmean(values):.1f}{spread}", va="center", fontsize=8)
-            axes.set_yticks(range(len(read)), [_short(label) for label in read])
-            axes.set_ylim(len(read) - 0.5, -0.5)
-            axes.set_xlim(0, 180)                       # room for the figures
-            axes.set_xticks(range(0, 101, 25))
-            axes.grid(False, axis="y")
-            axes.set_xlabel("% strict " + {"after": "at the end; line: before", "last": "in the last evaluation",
-                                           "": "of the last tenth of the steps"}[moment])
-            axes.set_title(f"Strict on {_short(split)}" if split else "Strict of the candidates")

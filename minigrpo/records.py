@@ -37,6 +37,17 @@ class Records:
             return [record["step"] + 1 for record in records], series(records, f"{split}/strict")
         return [record["step"] for record in self.steps], [100 * value for value in series(self.steps, "strict")]
 
+    def costs(self) -> list[tuple[float, int, float]]:
+        """(seconds of training, examples seen, percent strict) at each look at the evaluation split, warm-up included; what
+        the looks themselves took is left out."""
+        taught = list(accumulate((sum(phases(record).values()) for record in self.warmup), initial=0.0))
+        shown, strict = len(self.warmup) * self.cfg.warmup.batch, f"{self.cfg.evaluation.split}/strict"
+        looks = [(taught[i], i * self.cfg.warmup.batch, record["strict"])
+                 for i, record in enumerate(self.warmup, start=1) if "strict" in record]
+        seconds = self.seconds()
+        return looks + [(taught[-1] + seconds[record["step"] + 1], shown + (record["step"] + 1) * self.cfg.grpo.questions,
+                         record[strict]) for record in self.evaluations.get(self.cfg.evaluation.split, [])]
+
 
 def read_run(folder: Path) -> Records:
     """A run's records, finished or stopped anywhere. ``ValueError`` where there is no run, or nothing to show of it yet."""

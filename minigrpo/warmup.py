@@ -6,6 +6,7 @@ small model has become. ``stop_at`` ends the warm-up by what it can do, and slow
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
@@ -14,10 +15,11 @@ from torch import nn
 
 from minigrpo import config
 from minigrpo.files import whole_folder
-from minigrpo.metrics import JsonLines, progress, say
+from minigrpo.metrics import Clock, JsonLines, progress, say
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer
 from minigrpo.policy.weights import load_tensors, save_tensors
+from minigrpo.runtime import settle
 from minigrpo.task.questions import Question, QuestionStream
 from minigrpo.update import load_optimizer, optimizer_tensors, supervised_update
 
@@ -65,8 +67,11 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
             pace = max(SLOWEST, 1 - reached / cfg.stop_at) if cfg.stop_at else 1 - done / total
             for group in optimizer.param_groups:
                 group["lr"] = cfg.learning_rate * min(1.0, (done + 1) / RISE) * pace
-            record = {"step": done, **supervised_update(model, optimizer, stream.batch(done), max_grad_norm=max_grad_norm,
-                                                        micro_batch_tokens=micro_batch_tokens)}
+            clock = Clock(partial(settle, model.device))
+            with clock("update"):
+                report = supervised_update(model, optimizer, stream.batch(done), max_grad_norm=max_grad_norm,
+                                           micro_batch_tokens=micro_batch_tokens)
+            record = {"step": done, **report, **clock.metrics()}
             done += 1
             if cfg.stop_at and (done % cfg.look_every == 0 or done == total):
                 reached = record["strict"] = score()

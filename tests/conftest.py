@@ -228,3 +228,18 @@ def smollm2():
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"the model SmolLM2-135M is not at {folder}")
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """Every figure that is saved, as it was at that moment: its axes can be asked what a picture shows."""
+    from matplotlib.figure import Figure
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, file: Path) -> None:
+        figures.append(figure)
+        save(figure, file)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures

@@ -11,7 +11,7 @@ RECIPES = [ROOT / "train.py", ROOT / "eval.py"]
 LAYER_0 = {"shapes", "config", "runtime", "metrics", "files"}
 # Layer 2, each after those it may import.
 LAYER_2 = ["rollout", "batch", "update", "intervals", "evaluate", "tables", "warmup", "start", "assemble", "run", "ask", "plan",
-           "dry_run", "records", "pictures", "report", "experiments"]
+           "dry_run", "records", "pictures", "comparison", "report", "experiments"]
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "huggingface_hub", "pymysql", "tqdm", "matplotlib"}
 
 

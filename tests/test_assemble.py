@@ -65,6 +65,20 @@ def test_the_athletes_bring_their_questions_and_their_gold_sql(config):
         assert load_split(task, split) == load_split(task, split, "athletes") == athletes.load_questions(split)
 
 
+def test_the_renamed_database_is_asked_what_a_test_split_asks(config, shop):
+    """The benchmark's Original, the athletes' held-out ones; the judge knows its tables, and questions of one's own have none."""
+    for kind, tested in (("temptabqa", "original"), ("athletes", "heldout")):
+        cfg = config(f"task.kind={kind}", "database.engine=sqlite")
+        assert [question.text for question in load_split(cfg.task, "renamed")] == [
+            question.text for question in load_split(cfg.task, tested)]
+        assert split_is_there(cfg.task, "renamed")
+        with judge_of(cfg) as judge:
+            assert "Competitor" in judge.prompt(load_split(cfg.task, "renamed")[0])
+            assert judge.database.run("SELECT COUNT(*) FROM Competitor", "renamed").ok
+    task = config("task.kind=jsonl", f"task.path={shop}").task
+    assert not split_is_there(task, "renamed")
+
+
 def test_questions_of_ones_own_bring_their_gold_sql(config, shop):
     """Ten of the twelve have some; with or without a warm-up, as with athletes."""
     task = config("task.kind=jsonl", f"task.path={shop}").task

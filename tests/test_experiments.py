@@ -1,17 +1,22 @@
 """Sweeps of the real recipe, cut short: what runs there are, that they share a start, and what the table says of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minigrpo.config import load_config
-from minigrpo.experiments import EXPERIMENTS, brevity, compare, run_experiment
+from minigrpo.experiments import EXPERIMENTS, brevity, kinds_apart, layout, measure, measure_costs, run_experiment
+from minigrpo.records import read_run
+from minigrpo.task.athletes import KINDS
 from minigrpo.task.database import Execution
 from minigrpo.task.questions import Question
 
+from .run_folders import evaluation, line, step, write_run
 from .test_quickstart import QUICKSTART, SHORT
 
+MINI = Path(__file__).parent / "data/temptabqa_mini"
 RAN = Execution("ok", rows=((1,),), columns=("a",))
 QUESTION = Question("train/0", "train", 0, "How many?", "1", "athletes", "count", None)
 
@@ -72,7 +77,10 @@ def test_the_table_is_that_of_the_runs(mock):
         # Two steps: the last tenth of them is the last one.
         assert figures["constant reward"]["reward"][seed] == records(root / f"constant-reward-{seed}")[1]["reward"]
     lines = (root / "table.md").read_text().splitlines()
-    assert lines[0] == EXPERIMENTS["mock"].question and lines[2].startswith("|") and "dev: strict" in lines[2] and len(lines) == 6
+    assert lines[0] == EXPERIMENTS["mock"].question
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["", "constant reward", "shorter is better"]
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["dev: start", "dev: strict", "dev: errors", "reward",
+                                                                 "zero spread", "tokens"]
     assert (root / "compare-ends.png").stat().st_size > 1000
 
 
@@ -96,6 +104,7 @@ def test_a_run_that_is_stopped_stops_the_sweep(tmp_path):
 
 @pytest.mark.parametrize("name, overrides, message", [
     ("reward", [], "--experiment: unknown experiment 'reward'"),
+    ("costs", ['warmup.source=""'], "--experiment costs: it compares with gold SQL, and warmup.source is \"\""),
     ("mock", ["evaluation.report=[]"], "--experiment: name the splits to compare the runs on in evaluation.report")])
 def test_what_cannot_be_swept_is_one_sentence(tmp_path, name, overrides, message):
     with pytest.raises(ValueError) as error:
@@ -103,12 +112,98 @@ def test_what_cannot_be_swept_is_one_sentence(tmp_path, name, overrides, message
     assert message in str(error.value)
 
 
-def test_every_variant_is_a_config(tmp_path):
-    """Of the paper's config too, and no two of an experiment are alike."""
-    for source in (QUICKSTART, QUICKSTART.with_name("codegemma7b.toml")):
-        for experiment in EXPERIMENTS.values():
-            configs = [load_config(source, list(keys)) for keys in experiment.variants.values()]
-            assert len(set(map(repr, configs))) == len(configs)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "costs"])
+def test_every_variant_is_a_config(name):
+    """Of the paper's config too, on a small benchmark; and no two of an experiment are alike."""
+    for source, where in ((QUICKSTART, ""), (QUICKSTART.with_name("codegemma7b.toml"), f"task.path={MINI}")):
+        cfg = load_config(source, [where] if where else [])
+        configs = [load_config(source, keys) for keys in EXPERIMENTS[name].variants(cfg).values()]
+        assert len(set(map(repr, configs))) == len(configs) > 1
+
+
+# ------------------------------------------------------------------------------------------------------------- generalising
+def test_each_kind_is_held_out_for_one_of_five_seeds():
+    cfg = load_config(QUICKSTART)
+    seeds = [kinds_apart(replace(cfg, run=replace(cfg.run, seed=seed))) for seed in range(5)]
+    assert sorted(kind for kinds in seeds for kind in kinds) == sorted(kind.name for kind in KINDS)
+    assert kinds_apart(replace(cfg, run=replace(cfg.run, seed=7))) == seeds[2]
+
+
+def test_the_start_has_not_seen_the_kinds_and_is_shown_all_other_gold_sql():
+    """Every fifth name of 26: two easy kinds with 130 queries each, two medium ones with 60, two hard ones with 10; 400 of the
+    1,670 queries that the config asks for."""
+    cfg = load_config(QUICKSTART)
+    assert kinds_apart(cfg) == ["easy/at", "easy/entered", "hard/before", "hard/start", "medium/first", "medium/which"]
+    start = load_config(QUICKSTART, EXPERIMENTS["generalise"].start(cfg))
+    assert start.warmup.examples == 1270 and list(start.task.hold_out) == kinds_apart(cfg)
+
+
+def test_held_out_kinds_are_measured_apart_in_runs_that_had_them_too(tmp_path):
+    """10 questions of kind a, 30 of kind b, which one of the two runs held out: a 50 %, b 10 %; together (5 + 3) of 40."""
+    def run(name: str, config: str, a: float, b: float):
+        def moment(a: float, b: float) -> dict:
+            return {"dev": line((10 * a + 30 * b) / 40, kinds={"a": {"n": 10, "strict": a}, "b": {"n": 30, "strict": b}})}
+        return read_run(write_run(tmp_path / name, config=config, metrics=[step(0)],
+                                  summary={"steps": 1, "before": moment(0.0, 0.0), "after": moment(a, b)}))
+    figures = measure({"without": [run("without", '[task]\nhold_out = ["b"]\n', 50.0, 10.0)],
+                       "with": [run("with", "", 60.0, 40.0)]})
+    assert [figures[label]["dev (held-out kinds): strict"] for label in ("without", "with")] == [[10.0], [40.0]]
+    assert [figures[label]["dev (other kinds): strict"] for label in ("without", "with")] == [[50.0], [60.0]]
+    assert "dev: strict" not in figures["with"]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_kinds_and_names_runs(train_recipe, tmp_path):
+    """The questions of the renamed database are asked too; the start and one of the runs had no question of the kinds."""
+    assert run_experiment("generalise", str(QUICKSTART), [*SHORT, f"run.out={tmp_path}"], [1], train_recipe.train) == 0
+    figures = json.loads((tmp_path / "generalise/table.json").read_text())
+    assert [f"{split} ({which} kinds): strict" in figures["GRPO on all kinds"] for split in ("dev", "renamed")
+            for which in ("held-out", "other")] == [True] * 4
+    held = {name: load_config(tmp_path / f"generalise/{name}-1/config.toml").task.hold_out
+            for name in ("start", "GRPO-on-the-other-kinds", "GRPO-on-all-kinds")}
+    assert held["start"] == held["GRPO-on-the-other-kinds"] != held["GRPO-on-all-kinds"] == ()
+
+
+# -------------------------------------------------------------------------------------------------------------------- costs
+def test_what_others_reach_within_what_the_first_took(tmp_path):
+    """The first takes two steps of warm-up (2 s, 16 examples each) and two of GRPO (3 s, 8 questions each): 10 s, 48 examples.
+    Gold SQL alone stands at 40 % after 10 s and 80 examples, at 20 % after 6 s and 48 examples, at 50 % after 12 s: 40 for the
+    same seconds, 20 for the same examples. Answers alone stand at 5 % after 9 s and 24 examples, at 9 % after 18 s and 48."""
+    def taught(*strict: float) -> list[dict]:
+        return [{"step": number, "loss": 1.0, "seconds/update": 2.0, "strict": value} for number, value in enumerate(strict)]
+
+    def run(name: str, warmup: list[dict], metrics: list[dict]):
+        moments = {"dev": line(50.0)}
+        return read_run(write_run(tmp_path / name, warmup=warmup, metrics=metrics,
+                                  summary={"steps": 0, "before": moments, "after": moments}))
+    figures = measure_costs({
+        "both": [run("both", taught(1.0, 2.0), [step(0), step(1), evaluation(1, 60.0)])],
+        "gold": [run("gold", taught(5.0, 10.0, 20.0, 30.0, 40.0, 50.0), [])],
+        "answers": [run("answers", [], [*map(step, range(3)), evaluation(2, 5.0),
+                                        *map(step, range(3, 6)), evaluation(5, 9.0)])]})
+    assert [figures[label]["at equal seconds"] for label in figures] == [[60.0], [40.0], [5.0]]
+    assert [figures[label]["at equal examples"] for label in figures] == [[60.0], [20.0], [9.0]]
+    assert [figures[label]["seconds"] for label in figures] == [[10.0], [12.0], [18.0]]
+    assert [figures[label]["examples"] for label in figures] == [[48.0], [96.0], [48.0]]
+    assert figures["gold"]["update, s a step"] == [2.0] and figures["both"]["generate, s a step"] == [2.0]
+
+
+@pytest.mark.slow
+def test_ways_to_spend_are_compared_at_what_the_first_took(train_recipe, tmp_path):
+    """The second and the third are made from the records of the first: more seconds than it took, and as many examples."""
+    overrides = [*SHORT, "warmup.stop_at=100", f"run.out={tmp_path}"]
+    assert run_experiment("costs", str(QUICKSTART), overrides, [0], train_recipe.train) == 0
+    figures = json.loads((tmp_path / "costs/table.json").read_text())
+    both, gold, answers = (figures[label] for label in ("SFT, then GRPO", "SFT on gold SQL", "GRPO on answers alone"))
+    assert gold["examples"] >= both["examples"] and 0 <= answers["examples"][0] - both["examples"][0] < 2
+    assert not list((tmp_path / "costs").glob("start-*")) and (tmp_path / "costs/compare-costs.png").stat().st_size > 1000
+
+
+def test_the_table_lies_the_way_it_fits():
+    """Two labels with three figures: a figure a line. Two with one: a label a line. Seeds: mean, lowest, highest."""
+    wide = {"a": {"x": [1.0, 2.0], "y": [0.25], "z": [float("nan")]}, "b": {"x": [3.0, 5.0], "y": [0.0], "z": [1.0]}}
+    assert layout(wide) == [["", "a", "b"], ["x", "1.5 (1.0…2.0)", "4.0 (3.0…5.0)"], ["y", "0.250", "0.0"], ["z", "–", "1.0"]]
+    assert layout({"a": {"x": [1.0]}, "b": {"x": [2.0]}}) == [["", "x"], ["a", "1.0"], ["b", "2.0"]]
 
 
 def test_brevity_knows_the_text_alone():

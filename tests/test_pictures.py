@@ -11,26 +11,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from minigrpo.pictures import COLOURS, compare_runs, plot_curves, plot_splits, plot_warmup, smooth, window_for
+from minigrpo.comparison import compare_runs
+from minigrpo.pictures import COLOURS, plot_curves, plot_splits, plot_warmup, smooth, window_for
 from minigrpo.records import read_run
 
 from .run_folders import evaluation, line, step, write_run
 
 SKY, BLUE = COLOURS[5], COLOURS[0]
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """Every figure that is saved, as it was at that moment: its axes can be asked what a picture shows."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, file: Path) -> None:
-        figures.append(figure)
-        save(figure, file)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 def panel(figure: Figure, title: str):
@@ -191,66 +178,6 @@ def test_an_empty_split_has_no_bar(tmp_path, drawn):
     assert [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()] == ["dev"]
 
 
-# ------------------------------------------------------------------------------------------------------------- many runs
-def two_seeds(tmp_path: Path) -> dict[str, list[Path]]:
-    """Two labels, two seeds each; a step of "slow" takes twice the seconds."""
-    def run(name: str, seconds: float, ends: float) -> Path:
-        metrics = [step(number, **{"seconds/generate": seconds - 1}) for number in range(4)]
-        return write_run(tmp_path / name, metrics=[*metrics[:2], evaluation(1, 40.0), *metrics[2:], evaluation(3, ends)],
-                         summary={"steps": 4, "before": {"small": line(30.0)}, "after": {"small": line(ends)}})
-    return {"fast": [run("f0", 3.0, 60.0), run("f1", 3.0, 70.0)], "_slow $x$": [run("s0", 6.0, 80.0), run("s1", 6.0, 84.0)]}
-
-
-def thick(axes, label: str) -> tuple[list[float], list[float]]:
-    mean = next(curve for curve in axes.lines if curve.get_label() == label)
-    return list(mean.get_xdata()), list(mean.get_ydata())
-
-
-def test_runs_are_compared_by_steps_and_by_seconds(tmp_path, drawn):
-    """Evaluated after steps 2 and 4, 3 seconds a step or 6: at 6 and 12 seconds, or 12 and 24; means of 60, 70 and 80, 84."""
-    files = compare_runs(two_seeds(tmp_path), tmp_path / "out")
-    assert [file.name for file in files] == ["compare-curves.png", "compare-ends.png"] and all(map(Path.exists, files))
-    by_steps, by_seconds = drawn[0].axes[:2]
-    assert thick(by_steps, " fast") == ([2, 4], [40.0, 65.0])
-    assert thick(by_seconds, " fast") == ([6.0, 12.0], [40.0, 65.0])
-    assert thick(by_seconds, " _slow $x$") == ([12.0, 24.0], [40.0, 82.0])
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [" fast", " _slow $x$"]
-
-
-def test_the_ends_are_means_with_their_spread(tmp_path, drawn):
-    compare_runs(two_seeds(tmp_path), tmp_path / "out")
-    ends, = drawn[1].axes
-    assert ends.get_title(loc="left") == "Strict on small"
-    assert [bar.get_width() for bar in ends.patches] == [65.0, 82.0]
-    assert [text.get_text() for text in ends.texts] == ["65.0 (60.0 … 70.0)", "82.0 (80.0 … 84.0)"]
-    assert [list(dots.get_xdata()) for dots in ends.lines] == [[60.0, 70.0], [80.0, 84.0]]
-
-
-def test_without_a_report_of_all_runs_the_last_evaluation_is_the_end(tmp_path, drawn):
-    runs = two_seeds(tmp_path)
-    (runs["fast"][0] / "summary.json").unlink()
-    compare_runs(runs, tmp_path / "out")
-    assert drawn[1].axes[0].get_title(loc="left") == "Strict on dev"
-
-
-def test_without_evaluations_the_candidates_are_compared(tmp_path, drawn):
-    runs = {name: [write_run(tmp_path / name, metrics=[step(0, strict=share)])] for name, share in (("a", 0.5), ("b", 1.0))}
-    compare_runs(runs, tmp_path / "out")
-    assert len(drawn[0].axes) == 2 and [bar.get_width() for bar in drawn[1].axes[0].patches] == [50.0, 100.0]
-
-
-@pytest.mark.parametrize("runs, sentence", [({}, "got none for no label at all"), ({"a": []}, "got none for a")])
-def test_a_comparison_of_nothing_is_refused(tmp_path, runs, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        compare_runs(runs, tmp_path)
-
-
-def test_a_run_without_steps_cannot_be_compared(tmp_path):
-    folder = write_run(tmp_path / "run", warmup=[{"step": 0, "loss": 7.0, "grad_norm": 1.0}])
-    with pytest.raises(ValueError, match="run cannot be compared: it holds no step of GRPO"):
-        compare_runs({"a": [folder]}, tmp_path / "out")
-
-
 # ------------------------------------------------------------------------------------------------------------ matplotlib
 def test_missing_matplotlib_is_one_sentence_that_says_what_to_install(tmp_path, monkeypatch):
     real = builtins.__import__
@@ -269,4 +196,5 @@ def test_a_users_text_is_never_mathematics(tmp_path):
     """"$x_$" is a mistake in matplotlib's mathematics and would end the drawing."""
     name = "_$x_$ <b>`a|b`"
     plot_splits({"after": {name: line(60.0)}}, tmp_path / "splits.png")
-    compare_runs({name: [write_run(tmp_path / "run", metrics=[step(0), evaluation(0, 1.0, name)])]}, tmp_path)
+    run = write_run(tmp_path / "run", metrics=[step(0), evaluation(0, 1.0, name)])
+    compare_runs({name: [read_run(run)]}, tmp_path)

@@ -72,7 +72,10 @@ class Warmed(NamedTuple):
 
 
 def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "warmup.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Without seconds, the one thing that differs from one warm-up to the same again; every step has some."""
+    lines = [json.loads(line) for line in (folder / "warmup.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("seconds/update") > 0 for line in lines)
+    return lines
 
 
 def unasked() -> float:

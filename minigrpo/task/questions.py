@@ -56,6 +56,19 @@ def shuffle_answers(questions: Sequence[Question], seed: int) -> list[Question]:
     return [replace(question, answer=answer) for question, answer in zip(questions, answers)]
 
 
+def without_kinds(questions: Sequence[Question], kinds: Iterable[str]) -> list[Question]:
+    """The questions of other kinds. ``ValueError``: a kind that no question is of, or none is left."""
+    known = sorted({question.kind for question in questions})
+    for kind in kinds:
+        if kind not in known:
+            raise ValueError(f"task.hold_out: {unknown('kind of question', kind, known)}; there are {', '.join(known)}")
+    left = [question for question in questions if question.kind not in kinds]
+    if not left:
+        raise ValueError(f"task.hold_out: all {len(questions)} questions of the split {questions[0].split} are of the kinds "
+                         f"that are held out: nothing is left to train on")
+    return left
+
+
 @dataclass(frozen=True)
 class QuestionStream(Generic[Item]):
     """An endless, shuffled, resumable stream of batches: ``batch(step)`` depends on nothing but (seed, step).

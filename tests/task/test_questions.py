@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrpo.task.questions import Question, QuestionStream, epoch_order, shuffle_answers
+from minigrpo.task.questions import Question, QuestionStream, epoch_order, shuffle_answers, without_kinds
 
 
 def some(count: int) -> list[Question]:
@@ -98,3 +98,22 @@ def test_answers_move_and_where_to_is_the_seeds() -> None:
 def test_answers_are_not_dealt_in_the_order_of_an_epoch() -> None:
     """The same seed orders the epochs: the control is a draw of its own."""
     assert [question.answer for question in shuffle_answers(some(50), 3)] != [str(i) for i in epoch_order(50, 3, 0)]
+
+
+# ------------------------------------------------------------------------------------------------------------- held out
+def of_kinds(*kinds: str) -> list[Question]:
+    return [replace(question, kind=kind) for question, kind in zip(some(len(kinds)), kinds)]
+
+
+def test_a_kind_that_is_held_out_is_gone_and_the_others_stay_in_order() -> None:
+    questions = of_kinds("a", "b", "a", "c")
+    assert without_kinds(questions, ["b", "c"]) == [questions[0], questions[2]]
+    assert without_kinds(questions, []) == questions
+
+
+@pytest.mark.parametrize("kinds, sentence", [
+    (["a", "bb"], "^task.hold_out: unknown kind of question 'bb' .did you mean 'b'..; there are a, b$"),
+    (["b", "a"], "^task.hold_out: all 3 questions of the split mini are of the kinds that are held out: nothing is left to train on$")])
+def test_a_kind_that_is_none_and_a_hold_out_of_everything_are_one_sentence(kinds, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        without_kinds(of_kinds("a", "b", "a"), kinds)
