@@ -197,8 +197,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid TOML: {str(error)[:120]}") from None
     values: dict[str, Any] = {}
     for name, section in table.items():
         if not isinstance(section, dict):
@@ -273,17 +273,17 @@ def _checked(dotted: str, value: Any, source: str) -> Any:
         value = float(value)
     if get_args(spec.type):                                         # the only generic type here: a tuple of strings
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{where}: expected a list of strings, got {value!r}")
+            raise ValueError(f"{where}: expected a list of strings, got {value!r:.80}")
         return tuple(value)
     if type(value) is not spec.type or (spec.type is float and not math.isfinite(value)):
-        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r}")
+        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r:.80}")
     if choices and value not in choices:
-        raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {value!r:.80}")
     bounds = [(sign, bound, holds(value, bound)) for sign, bound, holds in
               (("≥", low, operator.ge), (">", above, operator.gt), ("≤", high, operator.le)) if bound is not None]
     if not all(holds for _, _, holds in bounds):
         expected = " and ".join(f"{sign} {bound}" for sign, bound, _ in bounds)
-        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {expected}, got {value!r}")
+        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {expected}, got {value!r:.80}")
     return value
 
 

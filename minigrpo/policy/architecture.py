@@ -66,8 +66,11 @@ OTHERWISE = ("quantization_config", "partial_rotary_factor", "use_sliding_window
              "use_bias", "qkv_bias", "attn_logit_softcapping", "final_logit_softcapping")
 BIASES = {"attention_bias": ("llama", "gemma", "qwen2", "qwen3"), "mlp_bias": ("llama",)}
 KINDS = {"a positive integer": lambda value: type(value) is int and value > 0,
-         "a positive number": lambda value: type(value) in (int, float) and 0 < value < math.inf,
+         "a positive number": lambda value: type(value) in (int, float) and 0 < value < 1e30,
          "true or false": lambda value: type(value) is bool}
+# Beyond any model: with these no size of a tensor overflows, and a decoder without weights fills no memory.
+MOST = {"num_hidden_layers": 1000} | dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+                                                    "num_key_value_heads", "head_dim"), 2**20)
 
 
 def read_architecture(config: Mapping, source: str = "config.json") -> Architecture:
@@ -77,7 +80,7 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     """
     family = config.get("model_type")
     if family not in list(FAMILIES):
-        raise ValueError(f"{source}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+        raise ValueError(f"{source}: model_type {family!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
     facts = SILENT | FAMILIES[family] | config
     rope = facts.get("rope_scaling") or facts.get("rope_parameters") or {}          # an older and a newer spelling
     _check(facts, "a positive integer", source, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -95,7 +98,7 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     if heads % facts["num_key_value_heads"]:
         raise ValueError(f"{source}: {heads} attention heads cannot share {facts['num_key_value_heads']} key/value heads")
     if facts["head_dim"] % 2:
-        raise ValueError(f"{source}: head_dim must be even, as rotary positions turn pairs, got {facts['head_dim']}")
+        raise ValueError(f"{source}: head_dim must be even, as rotary positions turn pairs, got {facts['head_dim']!r:.80}")
     theta, scaling = _rope(facts, rope, source)
     return Architecture(
         family=family, vocabulary=facts["vocab_size"], width=width, layers=facts["num_hidden_layers"], heads=heads,
@@ -112,7 +115,9 @@ def _check(table: Mapping, kind: str, source: str, *keys: str) -> None:
         if key not in table:
             raise ValueError(f"{source}: the key {key!r} is missing")
         if not KINDS[kind](table[key]):
-            raise ValueError(f"{source}: {key} must be {kind}, got {table[key]!r}")
+            raise ValueError(f"{source}: {key} must be {kind}, got {table[key]!r:.80}")
+        if key in MOST and table[key] > MOST[key]:
+            raise ValueError(f"{source}: {key} must be at most {MOST[key]:,}, got {table[key]!r:.80}")
 
 
 def _refuse_other_computations(family: str, facts: Mapping, rope: object, source: str) -> None:
@@ -132,7 +137,7 @@ def _activation(family: str, facts: Mapping, source: str) -> str:
     names = [facts["hidden_act"], *filter(None, [facts.get("hidden_activation")])]
     meant = {known.get(str(name)) for name in names}
     if len(meant) > 1 or None in meant:
-        raise ValueError(f"{source}: activation {' and '.join(map(repr, names))} is not supported, only {', '.join(known)}")
+        raise ValueError(f"{source}: activation {' and '.join(map(repr, names)):.80} is not supported, only {', '.join(known)}")
     return meant.pop()
 
 
@@ -142,8 +147,8 @@ def _rope(facts: Mapping, rope: Mapping, source: str) -> tuple[float, RopeScalin
     stretches = {"default": [], "linear": ["factor"],
                  "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
     if kind not in list(stretches):
-        raise ValueError(f"{source}: rope scaling {kind!r} is not supported; supported: {', '.join(stretches)}")
+        raise ValueError(f"{source}: rope scaling {kind!r:.80} is not supported; supported: {', '.join(stretches)}")
     _check(rope, "a positive number", source, "rope_theta", *stretches[kind])
     if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
-        raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r}")
+        raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r:.80}")
     return float(rope["rope_theta"]), RopeScaling(kind, *map(rope.get, stretches[kind])) if stretches[kind] else None

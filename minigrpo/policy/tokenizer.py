@@ -10,6 +10,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Rust
 
 EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
+LONGEST = 2 ** 26               # bytes of a JSON file that is read: parsed, they may take forty times as much memory
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
         ids = read_json(file).get("eos_token_id") if file.is_file() else None
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(token) is int and token >= 0 for token in ids):
-            raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids}")
+            raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids!r:.80}")
         stopping |= dict.fromkeys(ids)
     return Tokenizer(rust, tuple(stopping))
 
@@ -91,14 +92,20 @@ def read_json(file: Path, *required: str) -> dict:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
+        with file.open("rb") as handle:
+            content = _loads(handle.read(LONGEST).decode())
+    except (ValueError, RecursionError) as error:               # what is longer ends somewhere in its middle
+        raise ValueError(f"{file} is not valid JSON of less than {LONGEST:,} bytes: {str(error)[:120]}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object")
     if missing := [key for key in required if key not in content]:
         raise ValueError(f"{file}: the key {missing[0]!r} is missing")
     return content
+
+
+def _loads(text: str, headroom: int = 50) -> object:
+    """What can be parsed so much deeper in the stack can be shown from anywhere."""
+    return _loads(text, headroom - 1) if headroom else json.loads(text)
 
 
 def _gpt2_alphabet() -> dict[str, int]:

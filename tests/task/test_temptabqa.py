@@ -66,7 +66,7 @@ def test_gold_sql_is_attached_where_it_is_known_to_be_right() -> None:
 def test_a_broken_line_of_gold_sql_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "gold.jsonl"
     file.write_text('{"split": "train", "index": 0, "answerable": true, "sql": "SELECT 1"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=r"gold\.jsonl, line 2: expected an object"):
+    with pytest.raises(ValueError, match=r"gold\.jsonl:2: expected a JSON object with "):
         load_questions(MINI, "train", gold_sql=file)
     with pytest.raises(FileNotFoundError, match="no file of gold SQL"):
         load_questions(MINI, "train", gold_sql=tmp_path / "absent.jsonl")
