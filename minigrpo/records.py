@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 
 from minigrpo import config
 from minigrpo.task.lines import NUMBER, Json, Number, fits, measured, read_lines, read_object, spell
@@ -48,28 +48,31 @@ def read_run(folder: Path) -> Records:
     """A run's records, finished or stopped anywhere. ``ValueError`` where there is no run, or nothing to show of it yet."""
     if not (folder / "config.toml").is_file():
         raise ValueError(f"{folder} holds no run: there is no config.toml in it")
-    records = _read_lines(folder / "metrics.jsonl", METRICS)
-    steps, warmup = [record for record in records if "reward" in record], _read_lines(folder / "warmup.jsonl", METRICS)
-    for file, these in (("metrics", steps), ("warmup", warmup)):
-        if (found := [record["step"] for record in these]) != list(range(len(these))):
-            odd = next(i for i, number in enumerate(found) if number != i)
-            raise ValueError(f"{folder / file}.jsonl: expected the steps 0, 1, ... in order, got {found[odd]} for step {odd}")
-    if odd := [record["step"] for record in records if not 0 <= record["step"] < len(steps)]:
-        raise ValueError(f"{folder / 'metrics.jsonl'}: expected evaluations of the steps that are there, got one of step {odd[0]}")
-    if odd := [record["step"] for record in steps if not (fits(spent := phases(record), {...: NUMBER}) and sum(spent.values()) > 0)]:
-        raise ValueError(f"{folder / 'metrics.jsonl'}: expected the seconds of each step's phases, got none of step {odd[0]}")
+    metrics, warmup = (_read_lines(folder / f"{name}.jsonl", METRICS) for name in ("metrics", "warmup"))
+    steps, samples = [record for record in metrics if "reward" in record], _read_lines(folder / "samples.jsonl", SAMPLE, float)
+    for name, these in (("metrics", steps), ("warmup", warmup)):
+        _refuse(folder / f"{name}.jsonl", "the steps 0, 1, ... in order",
+                (record["step"] for i, record in enumerate(these) if record["step"] != i))
+    _refuse(folder / "metrics.jsonl", "evaluations of steps that are there",
+            (record["step"] for record in metrics if not 0 <= record["step"] < len(steps)))
+    _refuse(folder / "metrics.jsonl", "seconds by phase",
+            (spent for record in steps if not (fits(spent := phases(record), {...: NUMBER}) and sum(spent.values()) > 0)))
+    _refuse(folder / "samples.jsonl", "candidates, and as many columns as cells in a row",
+            (sample["step"] for sample in samples if not sample["rollouts"] or any(
+                len(row) != len(ran["columns"]) for ran in (of["execution"] for of in sample["rollouts"])
+                for row in ran["rows"])))
     evaluations: dict[str, list[Json]] = {}
-    for record in records:
+    for record in metrics:
         for name in record:
             if name.endswith("/strict"):
                 evaluations.setdefault(name.removesuffix("/strict"), []).append(record)
-    summary = _read_json(folder / "summary.json")
+    summary, evaluated = (_read_json(folder / name) for name in ("summary.json", "eval/summary.json"))
     moments = {name: _splits(folder / "summary.json", summary[name]) for name in ("before", "after") if name in summary}
-    if [split for split, line in moments.get("after", {}).items() if line["n"] and not moments.get("before", {}).get(split, {}).get("n")]:
-        raise ValueError(f"{folder / 'summary.json'}: expected the splits of after in before too")
-    run = Records(folder, config.load_config(folder / "config.toml"), warmup, steps, evaluations,
-                  _read_lines(folder / "samples.jsonl", SAMPLE, float), moments,
-                  _splits(folder / "eval/summary.json", _read_json(folder / "eval/summary.json")))
+    before, after = (moments.get(name, {}) for name in ("before", "after"))
+    _refuse(folder / "summary.json", "splits before as after",
+            (split for split, line in after.items() if line["n"] and not before.get(split, {}).get("n")))
+    run = Records(folder, config.load_config(folder / "config.toml"), warmup, steps, evaluations, samples, moments,
+                  _splits(folder / "eval/summary.json", evaluated))
     if not (run.warmup or run.steps or run.moments or run.evaluated):
         raise ValueError(f"{folder} has nothing to report yet: no step of the warm-up or of GRPO is on record there")
     return run
@@ -85,14 +88,18 @@ def _read_lines(file: Path, keys: Mapping[str, object], number: Number = measure
 
 
 def _splits(file: Path, summary: object) -> Summary:
-    """What a summary says of splits, or a ``ValueError``: a split without questions has no figures."""
-    if not fits(summary, {...: {"n": int, "of": int}}):
-        raise ValueError(f"{file}: expected an object of splits, each with n and of")
-    for split, line in summary.items():
+    """What a summary says of splits; one without questions has no figures."""
+    _refuse(file, "splits with n and of", [summary] if not fits(summary, {...: {"n": int, "of": int}}) else ())
+    for line in summary.values():
         ends = line.get("interval", {})
-        if line["n"] and not (fits(line, FIGURES) and fits(ends, {...: [NUMBER]}) and all(len(two) == 2 for two in ends.values())):
-            raise ValueError(f"{file}: expected {spell(FIGURES)} of the split {split!r:.80}, and intervals of two numbers")
+        fine = fits(line, FIGURES) and fits(ends, {...: [NUMBER]}) and all(len(two) == 2 for two in ends.values())
+        _refuse(file, f"{spell(FIGURES)} of a split, and intervals of two numbers", [line] if line["n"] and not fine else ())
     return summary
+
+
+def _refuse(file: Path, expected: str, odd: Iterable[object]) -> None:
+    for got in odd:
+        raise ValueError(f"{file}: expected {expected}, got {got!r:.80}")
 
 
 def series(records: Sequence[Json], name: str) -> list[float]:

@@ -137,7 +137,8 @@ def _activation(family: str, facts: Mapping, source: str) -> str:
     names = [facts["hidden_act"], *filter(None, [facts.get("hidden_activation")])]
     meant = {known.get(str(name)) for name in names}
     if len(meant) > 1 or None in meant:
-        raise ValueError(f"{source}: activation {' and '.join(map(repr, names)):.80} is not supported, only {', '.join(known)}")
+        raise ValueError(f"{source}: activation {' and '.join(map(repr, names)):.80} is not supported, only "
+                         f"{', '.join(known)}")
     return meant.pop()
 
 
@@ -150,5 +151,5 @@ def _rope(facts: Mapping, rope: Mapping, source: str) -> tuple[float, RopeScalin
         raise ValueError(f"{source}: rope scaling {kind!r:.80} is not supported; supported: {', '.join(stretches)}")
     _check(rope, "a positive number", source, "rope_theta", *stretches[kind])
     if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
-        raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r:.80}")
+        raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r}")
     return float(rope["rope_theta"]), RopeScaling(kind, *map(rope.get, stretches[kind])) if stretches[kind] else None

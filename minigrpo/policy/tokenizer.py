@@ -1,6 +1,8 @@
 """tokenizer.json → ids and back, and what ends a completion. Padding is never inferred from ids. Knows no model."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Rust
 
 EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
-LONGEST = 2 ** 26               # bytes of a JSON file that is read: parsed, they may take forty times as much memory
+LONGEST = 2**22                 # bytes of a JSON file that is parsed here, which may take forty times as much memory
+HIGHEST = 2**22                 # ids of a tokenizer: beyond any, and lists of so many are made
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
     try:
         rust = Rust.from_file(str(path))
     except Exception as error:                                  # the Rust library raises nothing more specific
-        raise ValueError(f"{path} is not a tokenizer file: {error}") from None
+        raise ValueError(f"{path} is not a tokenizer file: {str(error)[:120]!r}") from None
+    ids = Counter(rust.get_vocab(with_added_tokens=True).values())
+    if not ids or max(ids) >= HIGHEST or max(ids.values()) > 1:
+        raise ValueError(f"{path}: expected a token or more, each with an id of its own below {HIGHEST:,}, got "
+                         f"{len(ids):,} ids up to {max(ids, default=0):,}")
     rust.no_truncation()                                        # a file may carry both from whoever saved it
     rust.no_padding()
     stopping = dict.fromkeys(stop_ids)
@@ -126,6 +133,6 @@ def _byte_level(piece: str) -> bytes:
 
 
 def _sentencepiece(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):          # byte fallback: <0x3B>
-        return bytes([int(piece[3:5], 16)])
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):               # byte fallback: <0x3B>
+        return bytes.fromhex(piece[3:5])
     return piece.replace("\u2581", " ").encode()

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping, get_args
 
 Json = dict[str, object]
-LONGEST = 2 ** 26               # bytes of a line or a file: parsed, they may take up to forty times as much memory
+LONGEST, MOST = 2**26, 2**22    # of a line or a file: bytes, and values (or commas in texts), which take 100 bytes each
 LARGEST = 1e100                 # of the numbers: nothing that is counted or measured comes near, and squares stay finite
 NUMBER = int | float
-Number = Callable[[str], object]        # how a fraction, NaN or ±Infinity is read: ``measured``, ``exact``, or ``float`` for any
+Number = Callable[[str], object]        # how a fraction, NaN or ±Infinity is read: ``measured``, ``exact``, or, any, ``float``
 _NAMES = {str: "text", int: "integer", float: "fraction", bool: "true or false", type(None): "null"}
 
 
@@ -50,8 +50,8 @@ def read_object(file: Path, keys: Mapping[str, object]) -> Json:
 
 
 def _parse(line: bytes, keys: Mapping[str, object], place: str, number: Number) -> Json:
-    if len(line) > LONGEST:
-        raise ValueError(f"{place}: expected at most {LONGEST:,} bytes, got more")
+    if len(line) > LONGEST or sum(map(line.count, (b",", b"[", b"{"))) > MOST:
+        raise ValueError(f"{place}: expected at most {LONGEST:,} bytes and {MOST:,} values, got more")
     odd, got = keys, ""
     try:
         record = _loads(line.rstrip(b"\r\n").decode(), number)
