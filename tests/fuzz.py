@@ -7,6 +7,7 @@ a hang and a full memory are failures too.
 """
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -530,6 +531,7 @@ def run_case(name: str, bases: Path, folder: Path) -> tuple[str, str, float, int
 
 def work(names: list[str], bases: Path, folder: Path, out: Connection) -> None:
     torch.set_num_threads(1)
+    faulthandler.disable()                              # a crash is told by the parent
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + HUGE_ROOM + (1 << 30),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)        # what a Rust library says of its panic

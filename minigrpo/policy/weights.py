@@ -72,7 +72,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.dev
         if name in expected and tuple(tensor.shape) != expected[name]:
             raise ValueError(f"{folder}: tensor {name} has shape {list(tensor.shape)!r:.80}, config.json says "
                              f"{list(expected[name])}")
-        state[name] = tensor.to(device=device, dtype=dtype)
+        state[name] = tensor.to(device=device, dtype=dtype) if name in expected else tensor
     _same_names(f"{folder}: the safetensors files", expected, state)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()

@@ -29,6 +29,7 @@ SPLITS = {
 }
 TESTS = tuple(name for name in SPLITS if name not in ("train", "dev"))
 FIELDS = ("Questions", "Answers", "Context", "Types")       # every file has these; some have more, and in another order
+LONGEST = 2**20                                             # characters of a line: eight fields as long as csv reads them
 NO_CONTEXT = "No context available"
 
 _ATHLETE = Column("athlete_id", "INT", ("Athlete", "athlete_id"))
@@ -70,7 +71,8 @@ def _read_fields(file: Path) -> Iterator[list[str]]:
     count = -1
     # newline=None: a checkout that turned \n into \r\n, inside quoted fields too, reads the same.
     with open(file, encoding="utf-8", newline=None) as handle:
-        reader = csv.reader(handle, delimiter="\t", strict=True)     # strict: an unterminated quote is an error
+        # strict: an unterminated quote is an error.
+        reader = csv.reader(_bounded(iter(lambda: handle.readline(LONGEST + 1), "")), delimiter="\t", strict=True)
         try:
             for count, fields in enumerate(reader):         # count: lines read so far, so the next is record count
                 yield fields
@@ -78,6 +80,13 @@ def _read_fields(file: Path) -> Iterator[list[str]]:
             raise ValueError(f"{file}, record {count}: {error} (a quote left open, or a stray one?)") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: not UTF-8 at or after record {count} ({error.reason})") from error
+
+
+def _bounded(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        if len(line) > LONGEST:                             # rather than in memory at any length; csv bounds the fields
+            raise csv.Error(f"line longer than {LONGEST:,} characters")
+        yield line
 
 
 def _read_records(file: Path) -> list[dict[str, str]]:
