@@ -93,7 +93,7 @@ def split_table(moments: Mapping[str, Summary]) -> str:
                           if type(value) in (int, float) and name not in ("n", "of"))
 
     def figure(line: Mapping, name: str) -> str:
-        if name not in line:
+        if type(line.get(name)) not in (int, float):
             return ""
         low_high = line.get("interval", {}).get(name)
         return f"{line[name]:.1f}" + (f" [{low_high[0]:.1f}, {low_high[1]:.1f}]" if low_high else "")

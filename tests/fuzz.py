@@ -43,7 +43,7 @@ from minigrpo.task.prompt import read_examples
 
 from .run_folders import evaluation, line, rollout, sample, step, write_run
 
-ROOM, SECONDS = 512 << 20, 2.0                  # bytes and seconds that a case may take; of one that is large by intent, more
+ROOM, SECONDS = 512 << 20, 2.0                  # bytes and CPU seconds that a case may take; one that is large by intent, more
 HUGE_ROOM, HUGE_SECONDS, HANGS, DRAWN = 1 << 30, 10.0, 30.0, 10.0
 LONGEST = 400                                   # characters of a sentence, the folder's name left out
 MINI = Path(__file__).parent / "data" / "temptabqa_mini"
@@ -507,21 +507,21 @@ def run_case(name: str, bases: Path, folder: Path) -> tuple[str, str, float, int
     """"loaded", "refused" or "failed"; a sentence; seconds; bytes."""
     kind, most_seconds, most_bytes = prepare(name, bases, folder)
     Path("/proc/self/clear_refs").write_text("5")       # the peak begins anew
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = memory("VmRSS"), time.process_time()
     outcome, sentence = "loaded", ""
     try:
         first = kind.read(folder)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if repr(first) != repr(kind.read(folder)):
             outcome, sentence = "failed", "read twice, it is not the same"
     except (ValueError, OSError) as error:
-        seconds, sentence = time.perf_counter() - start, str(error).replace(str(folder), "")
+        seconds, sentence = time.process_time() - start, str(error).replace(str(folder), "")
         ours = type(error) is ValueError or isinstance(error, OSError)      # a JSONDecodeError is a library's
         outcome = "refused" if ours and "\n" not in sentence and 0 < len(sentence) <= LONGEST else "failed"
         if outcome == "failed":
             sentence = f"{traceback.format_exc(-1)[-300:]!r} {type(error).__name__}, {len(sentence)} long: {sentence[:300]!r}"
     except BaseException as error:                      # a panic of a Rust library is no Exception
-        seconds, outcome = time.perf_counter() - start, "failed"
+        seconds, outcome = time.process_time() - start, "failed"
         sentence = f"{type(error).__name__}: {str(error)[:200]!r} {traceback.format_exc(-2)[-400:]!r}"
     peak = max(0, memory("VmHWM") - before)
     if seconds > most_seconds or peak > most_bytes:

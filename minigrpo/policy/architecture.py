@@ -122,13 +122,13 @@ def _check(table: Mapping, kind: str, source: str, *keys: str) -> None:
 
 def _refuse_other_computations(family: str, facts: Mapping, rope: object, source: str) -> None:
     if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
-        raise ValueError(f"{source}: rope parameters must be one table for all layers, got {str(rope)[:80]}")
+        raise ValueError(f"{source}: rope parameters must be one table for all layers, got {rope!r:.80}")
     for key in (*OTHERWISE, *(key for key, readers in BIASES.items() if family not in readers)):
         for value in (facts.get(key), rope.get(key)):
             if value not in (None, False, 1) or value is True:
-                raise ValueError(f"{source}: {key} is not supported for {family}, got {str(value)[:80]}")
+                raise ValueError(f"{source}: {key} is not supported for {family}, got {value!r:.80}")
     if (layers := facts.get("layer_types")) not in (None, ["full_attention"] * facts["num_hidden_layers"]):
-        raise ValueError(f"{source}: layer_types other than full_attention are not supported, got {str(layers)[:80]}")
+        raise ValueError(f"{source}: layer_types other than full_attention are not supported, got {layers!r:.80}")
 
 
 def _activation(family: str, facts: Mapping, source: str) -> str:

@@ -100,9 +100,11 @@ def read_json(file: Path, *required: str) -> dict:
         raise ValueError(f"{file} is missing")
     try:
         with file.open("rb") as handle:
-            content = _loads(handle.read(LONGEST).decode())
-    except (ValueError, RecursionError) as error:               # what is longer ends somewhere in its middle
-        raise ValueError(f"{file} is not valid JSON of less than {LONGEST:,} bytes: {str(error)[:120]}") from None
+            if len(text := handle.read(LONGEST + 1)) > LONGEST:
+                raise ValueError(f"it is longer than {LONGEST:,} bytes")
+        content = _loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {str(error)[:120]}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object")
     if missing := [key for key in required if key not in content]:

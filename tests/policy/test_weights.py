@@ -566,7 +566,7 @@ def test_an_index_that_is_no_table_and_an_adapter_without_a_rank(sql_model, tmp_
         load_model(folder, dtype=torch.float32, device="cpu")
     (folder / "adapter_config.json").write_text(json.dumps(
         {"peft_type": "LORA", "r": "x", "lora_alpha": 2, "target_modules": ["q_proj"]}))
-    with pytest.raises(ValueError, match="json: r must be a positive integer and lora_alpha a number, got 'x', 2$"):
+    with pytest.raises(ValueError, match="json: r must be a positive integer up to 16384 and lora_alpha a number, got 'x', 2$"):
         adapter_config(folder)
 
 
