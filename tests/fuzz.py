@@ -588,11 +588,10 @@ def table(results: dict[str, Result]) -> str:
     total = Result(*(sum(getattr(result, name) for result in results.values()) for name in ("cases", "loaded", "refused")),
                    max(result.slowest for result in results.values()), max(result.peak for result in results.values()),
                    {name: why for result in results.values() for name, why in result.failures.items()})
-    return "\n".join(["| file | cases | loaded | refused | failed | slowest, s | peak, MB |",
-                      "|---|---:|---:|---:|---:|---:|---:|",
-                      *(f"| {name} | {of.cases:,} | {of.loaded:,} | {of.refused:,} | {len(of.failures):,} | {of.slowest:.2f} | "
-                        f"{of.peak >> 20:,} |"
-                        for name, of in {**results, "all": total}.items())])
+    rows = [(name, f"{of.cases:,}", f"{of.loaded:,}", f"{of.refused:,}", f"{len(of.failures):,}", f"{of.slowest:.2f}",
+             f"{of.peak >> 20:,}") for name, of in {**results, "all": total}.items()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [
+        ("file", "cases", "loaded", "refused", "failed", "slowest, CPU s", "peak, MB"), ("---", *6 * ["---:"]), *rows])
 
 
 def main() -> int:

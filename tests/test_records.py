@@ -69,7 +69,8 @@ def test_any_of_its_records_makes_a_run(tmp_path, parts):
     ({"warmup": [{"step": 1, "loss": 7.0}]}, "warmup.jsonl: expected the steps 0, 1, ... in order, got 1"),
     ({"metrics": [step(0), evaluation(1, 30.0)]}, "metrics.jsonl: expected evaluations of steps that are there, got 1"),
     ({"metrics": [step(0, **{"seconds/update": None})]}, "metrics.jsonl: expected seconds by phase, got {'generate': 2.0, "),
-    ({"metrics": [step(0, kl="x")]}, 'metrics.jsonl:1: expected a JSON object with all else, got {"step": 0, "reward": 500.0'),
+    ({"metrics": [step(0, kl="x")]}, "metrics.jsonl:1: expected a JSON object with all else (integer or fraction or true or "
+                                     'false or null), got {"step": 0, "reward": 500.0'),
     ({"samples": [sample(0)]}, "samples.jsonl: expected candidates, and as many columns as cells in a row, got 0"),
     ({"samples": [sample(3, rollout(1.0, "SELECT 1", rows=[[1]]))]},
      "samples.jsonl: expected candidates, and as many columns as cells in a row, got 3"),

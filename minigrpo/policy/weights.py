@@ -45,7 +45,8 @@ def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | 
         raise ValueError(f"{folder}: tokenizer.json has {len(token_bytes)} ids and the model "
                          f"{model.architecture.vocabulary}; they are not of one checkpoint")
     if beyond := [token for token in tokenizer.stop_ids if token >= model.architecture.vocabulary]:
-        raise ValueError(f"{folder}: eos_token_id {beyond[0]!r:.40} is beyond the vocabulary of {model.architecture.vocabulary}")
+        raise ValueError(f"{folder}: eos_token_id {beyond[0]!r:.40} is beyond the vocabulary of "
+                         f"{model.architecture.vocabulary}")
     return Policy(model, tokenizer, compile_stopping(token_bytes, tokenizer.stop_ids, stop_strings))
 
 

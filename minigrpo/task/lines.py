@@ -96,7 +96,7 @@ def spell(keys: Mapping[str, object]) -> str:
     >>> spell({"split": str, "sql": str | None, "terms": {}, "rows": [int], "answer": object})
     'split (text), sql (text or null), terms (object), rows (list) and answer'
     """
-    parts = ["all else" * (key is ...) or key + _kind(kind) for key, kind in keys.items()]
+    parts = [("all else" if key is ... else key) + _kind(kind) for key, kind in keys.items()]
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
