@@ -95,7 +95,7 @@ def read_rows(place: Path, splits: Collection[str]) -> dict[str, Row]:
     for number, row in read_lines(file, ROW):
         place = f"{row['split']}/{row['index']}"
         if odd := [name for name in MEANS if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= 1)]:
-            raise ValueError(f"{file}:{number}: expected {odd[0]} from 0 to 1, got {row[odd[0]]!s:.80}")
+            raise ValueError(f"{file}:{number}: expected {odd[0]} from 0 to 1, got {row[odd[0]]!r:.80}")
         if place in rows:
             raise ValueError(f"{file}:{number}: {place:.80} is given a second time")
         if not splits or row["split"] in splits:

@@ -17,7 +17,7 @@ class RopeScaling:
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_positions: int = 8192
+    original_positions: float = 8192.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     return Architecture(
         family=family, vocabulary=facts["vocab_size"], width=width, layers=facts["num_hidden_layers"], heads=heads,
         kv_heads=facts["num_key_value_heads"], head_size=facts["head_dim"], mlp_width=facts["intermediate_size"],
-        norm_eps=facts["rms_norm_eps"], rope_theta=theta, rope_scaling=scaling, max_positions=facts["max_position_embeddings"],
+        norm_eps=float(facts["rms_norm_eps"]), rope_theta=theta, rope_scaling=scaling, max_positions=facts["max_position_embeddings"],
         activation=_activation(family, facts, source), tied=facts["tie_word_embeddings"], mlp_bias=facts["mlp_bias"],
         qkv_bias=family == "qwen2" or facts["attention_bias"], output_bias=family != "qwen2" and facts["attention_bias"],
         qk_norm=family == "qwen3", norm_offset=float(family == "gemma"),
@@ -152,4 +152,5 @@ def _rope(facts: Mapping, rope: Mapping, source: str) -> tuple[float, RopeScalin
     _check(rope, "a positive number", source, "rope_theta", *stretches[kind])
     if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
         raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r}")
-    return float(rope["rope_theta"]), RopeScaling(kind, *map(rope.get, stretches[kind])) if stretches[kind] else None
+    numbers = [float(rope[key]) for key in stretches[kind]]         # an integer may be too large for a tensor's arithmetic
+    return float(rope["rope_theta"]), RopeScaling(kind, *numbers) if numbers else None
