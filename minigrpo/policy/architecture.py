@@ -103,8 +103,9 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     return Architecture(
         family=family, vocabulary=facts["vocab_size"], width=width, layers=facts["num_hidden_layers"], heads=heads,
         kv_heads=facts["num_key_value_heads"], head_size=facts["head_dim"], mlp_width=facts["intermediate_size"],
-        norm_eps=float(facts["rms_norm_eps"]), rope_theta=theta, rope_scaling=scaling, max_positions=facts["max_position_embeddings"],
-        activation=_activation(family, facts, source), tied=facts["tie_word_embeddings"], mlp_bias=facts["mlp_bias"],
+        norm_eps=float(facts["rms_norm_eps"]), rope_theta=theta, rope_scaling=scaling,
+        max_positions=facts["max_position_embeddings"], activation=_activation(family, facts, source),
+        tied=facts["tie_word_embeddings"], mlp_bias=facts["mlp_bias"],
         qkv_bias=family == "qwen2" or facts["attention_bias"], output_bias=family != "qwen2" and facts["attention_bias"],
         qk_norm=family == "qwen3", norm_offset=float(family == "gemma"),
         embedding_scale=math.sqrt(width) if family == "gemma" else 1.0, window=window)

@@ -85,17 +85,17 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield from _read_safetensors(file)
 
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS, OTHERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "U8", "BOOL")
 
 
-def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(file: Path, kinds: tuple[str, ...] = FLOATS) -> Iterator[tuple[str, Tensor]]:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():
-                if (kind := tensors.get_slice(name).get_dtype()) not in FLOATS:
-                    raise ValueError(f"{file}: tensor {_shown(name)} is of {kind}; only {', '.join(FLOATS)} are read")
+                if (kind := tensors.get_slice(name).get_dtype()) not in kinds:
+                    raise ValueError(f"{file}: tensor {_shown(name)} is of {kind}; only {', '.join(kinds)} are read")
                 yield name, tensors.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {str(error)[:120]!r}") from None
@@ -113,8 +113,8 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], note: tuple[str, str
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """All of one safetensors file; missing or torn: ``ValueError``."""
-    return dict(_read_safetensors(file))
+    """All of one safetensors file, integers too, as a state may hold; missing or torn: ``ValueError``."""
+    return dict(_read_safetensors(file, FLOATS + OTHERS))
 
 
 def _shown(name: str) -> str:
@@ -230,7 +230,7 @@ def load_adapter(model: CausalLM, folder: Path, *, base: str | Path) -> None:
     own does not say which weights it was trained on: there only names and shapes can tell.
     """
     parameters = _peft_parameters(model)
-    tensors = load_tensors(folder / "adapter_model.safetensors")
+    tensors = dict(_read_safetensors(folder / "adapter_model.safetensors"))
     _same_names(f"{folder}: the adapter's tensors", parameters, tensors)
     for name, parameter in parameters.items():
         if tensors[name].shape != parameter.shape:

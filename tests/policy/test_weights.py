@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from minigrpo.policy.architecture import FAMILIES, read_architecture
 from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, freeze_reference, reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.weights import (adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter,
-                                     save_model)
+from minigrpo.policy.weights import (adapter_config, create_model, load_adapter, load_model, load_policy, load_tensors,
+                                     save_adapter, save_model)
 
 
 def random_ids(*shape):
@@ -228,6 +228,14 @@ def test_weights_that_are_no_plain_floats_are_refused(copy_of, dtype, name):
     folder = copy_of(lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(dtype)}))
     assert refusal(load, folder) == (f"{folder}/model.safetensors: tensor model.norm.weight is of {name}; only F64, F32, F16, "
                                      "BF16 are read")
+
+
+def test_an_adapter_of_integers_is_refused_and_a_state_of_them_read(checkpoint, tmp_path):
+    model = load(checkpoint("llama")[0])
+    add_lora(model, rank=2, alpha=4.0, targets=("q_proj",), generator=torch.Generator().manual_seed(0))
+    save_file({"count": torch.tensor([3])}, tmp_path / "adapter_model.safetensors")
+    assert load_tensors(tmp_path / "adapter_model.safetensors")["count"].tolist() == [3]
+    assert "tensor count is of I64; only F64, F32, F16, BF16 are read" in refusal(load_adapter, model, tmp_path, base="x")
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
