@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence, get_args
 
+LONGEST, DOTS = 2**20, 100                      # bytes of a file, dots in a line of it
 PASSWORD_VARIABLE = "MINIGRPO_DB_PASSWORD"      # secrets come from the environment, never from a file
 
 
@@ -196,15 +197,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ``ValueError`` with one sentence for anything wrong in either.
     """
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            table = tomllib.loads(_moderate(file.read(LONGEST + 1)).decode())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid TOML: {_shown(str(error))}") from None
     values: dict[str, Any] = {}
     for name, section in table.items():
         if not isinstance(section, dict):
-            raise ValueError(f"{path}: {name} stands outside any [section]")
+            raise ValueError(f"{path}: {_shown(name)} stands outside any [section]")
         for dotted, value in _dotted(name, section, str(path)):
             values[dotted] = _checked(dotted, value, str(path))
     for override in overrides:
@@ -234,6 +236,18 @@ def dump_config(config: Config) -> str:
     return "\n".join(lines)
 
 
+def _moderate(text: bytes) -> bytes:
+    """No config is that long, and what has that many dots takes the parser the square of their number."""
+    if len(text) > LONGEST or max(line.count(b".") for line in text.split(b"\n")) > DOTS:
+        raise ValueError(f"expected at most {LONGEST:,} bytes, and {DOTS} dots in a line")
+    return text
+
+
+def _shown(text: str) -> str:
+    """A text from a file: short, and on one line."""
+    return repr(text)[1:-1][:120]
+
+
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -244,7 +258,7 @@ def _parse_value(text: str) -> Any:
 def _dotted(name: str, section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
     """A TOML table as ("section.key", value); a table is a section only where there is one of that name."""
     if not section and name not in SECTIONS:
-        raise ValueError(f"{source}: there is no section [{name}]; the sections are {', '.join(SECTIONS)}")
+        raise ValueError(f"{source}: there is no section [{_shown(name)}]; the sections are {', '.join(SECTIONS)}")
     for key_name, value in section.items():
         dotted = f"{name}.{key_name}"
         if dotted in SECTIONS and isinstance(value, dict):
@@ -267,25 +281,25 @@ def _build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 def _checked(dotted: str, value: Any, source: str) -> Any:
     """``value`` as the key's type, in its range; an integer is a float where a float is wanted."""
     if dotted not in KEYS:
-        nearest = difflib.get_close_matches(dotted, KEYS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{source}: there is no key {dotted}; the nearest is {nearest}")
+        nearest = difflib.get_close_matches(dotted[:120], KEYS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{source}: there is no key {_shown(dotted)}; the nearest is {nearest}")
     spec, where = KEYS[dotted], f"{source}: {dotted}"
     low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
-    if spec.type is float and type(value) is int:
+    if spec.type is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
     if get_args(spec.type):                                         # the only generic type here: a tuple of strings
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{where}: expected a list of strings, got {value!r}")
+            raise ValueError(f"{where}: expected a list of strings, got {value!r:.80}")
         return tuple(value)
     if type(value) is not spec.type or (spec.type is float and not math.isfinite(value)):
-        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r}")
+        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r:.80}")
     if choices and value not in choices:
-        raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {value!r:.80}")
     bounds = [(sign, bound, holds(value, bound)) for sign, bound, holds in
               (("≥", low, operator.ge), (">", above, operator.gt), ("≤", high, operator.le)) if bound is not None]
     if not all(holds for _, _, holds in bounds):
         expected = " and ".join(f"{sign} {bound}" for sign, bound, _ in bounds)
-        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {expected}, got {value!r}")
+        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {expected}, got {value!r:.80}")
     return value
 
 

@@ -1,7 +1,6 @@
 """How right is a policy, or a file of SQL, on a split? One row a question, and a summary. Knows no training."""
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from minigrpo.policy.weights import Policy
 from minigrpo.rollout import Judge, collect
 from minigrpo.task.answer import render_answer, score_answer
 from minigrpo.task.database import STATUSES, Execution, Remembered, run_all
+from minigrpo.task.lines import read_lines
 from minigrpo.task.literals import invented
 from minigrpo.task.questions import Question
 
@@ -77,20 +77,11 @@ def read_predictions(path: Path) -> dict[tuple[str, int], str | None]:
     if not path.is_file():
         raise ValueError(f"--predictions: there is no file {path}")
     found: dict[tuple[str, int], str | None] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):     # not splitlines(): SQL may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode())
-            place, sql = (record["split"], record["index"]), record["sql"]
-            str(sql).encode()                                   # half a surrogate pair is no text
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object with split, index and sql ({error})") from None
-        if not isinstance(place[0], str) or type(place[1]) is not int or not isinstance(sql, str | None):
-            raise ValueError(f"{path}:{number}: split and sql must be strings and index an integer, got {str(record)[:100]}")
+    for number, record in read_lines(path, {"split": str, "index": int, "sql": str | None}):
+        place = record["split"], record["index"]
         if place in found:
-            raise ValueError(f"{path}:{number}: {place[0]}/{place[1]} is given a second time")
-        found[place] = sql
+            raise ValueError(f"{path}:{number}: {place[0]:.80}/{place[1]} is given a second time")
+        found[place] = record["sql"]
     return found
 
 

@@ -196,7 +196,8 @@ def _draw_panel(axes: "Axes", panel: Panel, records: Sequence[Json], cfg: config
                   label="not finite")
     if panel.share:
         # Errors are few where all goes well: their kinds want a scale on which they can be told apart. It starts at 0.
-        percent_axis(axes, next(end for end in (4, 8, 12, 20, 40, 60, 100) if shown <= end + 1e-9) if panel.stacked else 100)
+        scales = (4, 8, 12, 20, 40, 60) if panel.stacked else ()
+        percent_axis(axes, next((end for end in scales if shown <= end + 1e-9), 100))
     else:
         heights = [list(map(sum, zip(*values.values())))] if panel.stacked else list(values.values())
         points = [(step, value) for line in heights for step, value in zip(steps, line) if math.isfinite(value)]

@@ -1,16 +1,22 @@
 """What a run wrote into its folder, read back: finished or stopped anywhere. Loads no model."""
 
-import json
 import math
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 
 from minigrpo import config
+from minigrpo.task.lines import NUMBER, Json, Number, fits, measured, read_lines, read_object, spell
 
-Json = dict[str, object]
 Summary = Mapping[str, Mapping]                 # split → what evaluate.summarise says of it
+# What has to be in them for a report; figures are those of a split with questions.
+METRICS = {"step": int, ...: int | float | bool | None}
+SAMPLE = {"step": int, "question": {"id": str, "text": str, "answer": str},
+          "rollouts": [{"text": str, "sql": str | None, "reward": {"total": NUMBER, "terms": {...: NUMBER}},
+                        "execution": {"status": str, "error": str, "columns": [str],
+                                      "rows": [[str | int | float | bool | None]]}}]}
+FIGURES = {"strict": NUMBER, "ems": NUMBER, "rems": NUMBER, "error_rate": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -53,35 +59,58 @@ def read_run(folder: Path) -> Records:
     """A run's records, finished or stopped anywhere. ``ValueError`` where there is no run, or nothing to show of it yet."""
     if not (folder / "config.toml").is_file():
         raise ValueError(f"{folder} holds no run: there is no config.toml in it")
-    records = _read_lines(folder / "metrics.jsonl")
-    steps = [record for record in records if "reward" in record]
+    metrics, warmup = (_read_lines(folder / f"{name}.jsonl", METRICS) for name in ("metrics", "warmup"))
+    steps, samples = [record for record in metrics if "reward" in record], _read_lines(folder / "samples.jsonl", SAMPLE, float)
+    for name, these in (("metrics", steps), ("warmup", warmup)):
+        _refuse(folder / f"{name}.jsonl", "the steps 0, 1, ... in order",
+                (record["step"] for i, record in enumerate(these) if record["step"] != i))
+    _refuse(folder / "metrics.jsonl", "evaluations of steps that are there",
+            (record["step"] for record in metrics if not 0 <= record["step"] < len(steps)))
+    _refuse(folder / "metrics.jsonl", "seconds by phase",
+            (spent for record in steps if not (fits(spent := phases(record), {...: NUMBER}) and sum(spent.values()) > 0)))
+    _refuse(folder / "samples.jsonl", "candidates, and as many columns as cells in a row",
+            (sample["step"] for sample in samples if not sample["rollouts"] or any(
+                len(row) != len(ran["columns"]) for ran in (of["execution"] for of in sample["rollouts"])
+                for row in ran["rows"])))
     evaluations: dict[str, list[Json]] = {}
-    for record in records:
+    for record in metrics:
         for name in record:
             if name.endswith("/strict"):
                 evaluations.setdefault(name.removesuffix("/strict"), []).append(record)
-    summary = _read_json(folder / "summary.json")
-    moments = {name: summary[name] for name in ("before", "after") if name in summary}
-    run = Records(folder, config.load_config(folder / "config.toml"), _read_lines(folder / "warmup.jsonl"), steps, evaluations,
-                  _read_lines(folder / "samples.jsonl"), moments, _read_json(folder / "eval/summary.json"))
+    summary, evaluated = (_read_json(folder / name) for name in ("summary.json", "eval/summary.json"))
+    moments = {name: _splits(folder / "summary.json", summary[name]) for name in ("before", "after") if name in summary}
+    before, after = (moments.get(name, {}) for name in ("before", "after"))
+    _refuse(folder / "summary.json", "splits before as after",
+            (split for split, line in after.items() if line["n"] and not before.get(split, {}).get("n")))
+    run = Records(folder, config.load_config(folder / "config.toml"), warmup, steps, evaluations, samples, moments,
+                  _splits(folder / "eval/summary.json", evaluated))
     if not (run.warmup or run.steps or run.moments or run.evaluated):
         raise ValueError(f"{folder} has nothing to report yet: no step of the warm-up or of GRPO is on record there")
     return run
 
 
 def _read_json(file: Path) -> Json:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_object(file, {}) if file.exists() else {}
 
 
-def _read_lines(file: Path) -> list[Json]:
+def _read_lines(file: Path, keys: Mapping[str, object], number: Number = measured) -> list[Json]:
     """The records of a JSONL file, none where there is no file. What stands behind the last newline is still being written."""
-    found: list[Json] = []
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.exists() else (), start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{file}:{number}: expected a JSON object ({error})") from None
-    return found
+    return [record for _, record in read_lines(file, keys, number=number, torn=True)] if file.exists() else []
+
+
+def _splits(file: Path, summary: object) -> Summary:
+    """What a summary says of splits; one without questions has no figures."""
+    _refuse(file, "splits with n and of", [summary] if not fits(summary, {...: {"n": int, "of": int}}) else ())
+    for line in summary.values():
+        ends = line.get("interval", {})
+        fine = fits(line, FIGURES) and fits(ends, {...: [NUMBER]}) and all(len(two) == 2 for two in ends.values())
+        _refuse(file, f"{spell(FIGURES)} of a split, and intervals of two numbers", [line] if line["n"] and not fine else ())
+    return summary
+
+
+def _refuse(file: Path, expected: str, odd: Iterable[object]) -> None:
+    for got in odd:
+        raise ValueError(f"{file}: expected {expected}, got {got!r:.80}")
 
 
 def series(records: Sequence[Json], name: str) -> list[float]:

@@ -93,7 +93,7 @@ def split_table(moments: Mapping[str, Summary]) -> str:
                           if type(value) in (int, float) and name not in ("n", "of"))
 
     def figure(line: Mapping, name: str) -> str:
-        if name not in line:
+        if type(line.get(name)) not in (int, float):
             return ""
         low_high = line.get("interval", {}).get(name)
         return f"{line[name]:.1f}" + (f" [{low_high[0]:.1f}, {low_high[1]:.1f}]" if low_high else "")
@@ -128,7 +128,8 @@ def _sample(sample: Json, grpo: config.GRPO) -> str:
     for sql, (k, *others) in alike.items():
         reward, execution = rollouts[k]["reward"], rollouts[k]["execution"]
         terms = " ".join(f"{name}={value:g}" for name, value in reward["terms"].items())
-        ran = Execution(**{**execution, "rows": tuple(map(tuple, execution["rows"])), "columns": tuple(execution["columns"])})
+        ran = Execution(execution["status"], tuple(map(tuple, execution["rows"])), tuple(execution["columns"]),
+                        error=execution["error"])
         lines += ["", *labelled("reward", f"{reward['total']:g} · advantage {advantage_K[k]:+.2f} · {1 + len(others)} of "
                                           f"{len(rollouts)} · {terms}", 5),
                   *labelled("text" if sql is None else "SQL", rollouts[k]["text"] if sql is None else sql, 12), *gave(ran)]

@@ -3,13 +3,13 @@
 A table is a list of rows of cells, the first being its head; it is shown as text (``metrics.table``) or as ``markdown``.
 """
 
-import json
 from pathlib import Path
 from typing import Callable, Collection, Mapping, Sequence
 
-from minigrpo.evaluate import Row, figures, group_rows, percents
+from minigrpo.evaluate import MEANS, Row, figures, group_rows, percents
 from minigrpo.intervals import difference_intervals, mcnemar
 from minigrpo.metrics import table
+from minigrpo.task.lines import NUMBER, read_lines
 
 Cells = list[list[str]]
 
@@ -81,22 +81,25 @@ def kind_table(split: str, of: Mapping) -> Cells:
 
 
 # ---------------------------------------------------------------------------------------------------------- two policies
+ROW = {"split": str, "index": int, "question": str, "gold": str, "status": str, "ems": NUMBER, "strict": NUMBER}
+
+
 def read_rows(place: Path, splits: Collection[str]) -> dict[str, Row]:
     """{"split/index": row} of an evaluation's folder, or of a file of rows; of ``splits`` only, where any are named.
 
-    ``ValueError``: no such file, a line that is no row, no rows.
+    ``ValueError``: no such file, a line that is no row, a question given twice, no rows.
     """
     file, rows = place / "rows.jsonl" if place.is_dir() else place, {}
     if not file.is_file():
         raise ValueError(f"--compare: there is no file {file}")
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):     # not splitlines(): SQL may hold U+2028
-        try:
-            row = json.loads(line.decode()) if line.strip() else None
-            if row and (not splits or row["split"] in splits):
-                rows[f"{row['split']}/{row['index']}"] = row
-                figures([row]), asked(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}:{number}: expected a row that eval.py has written ({error!r})") from None
+    for number, row in read_lines(file, ROW):
+        place = f"{row['split']}/{row['index']}"
+        if odd := [name for name in MEANS if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= 1)]:
+            raise ValueError(f"{file}:{number}: expected {odd[0]} from 0 to 1, got {row[odd[0]]!r:.80}")
+        if place in rows:
+            raise ValueError(f"{file}:{number}: {place:.80} is given a second time")
+        if not splits or row["split"] in splits:
+            rows[place] = row
     if not rows:
         raise ValueError(f"--compare: {file} holds no rows" + (f" of {', '.join(splits)}" if splits else ""))
     return rows

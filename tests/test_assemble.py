@@ -138,7 +138,8 @@ def test_splits_and_files_that_are_not_there(config, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"split": "train"}\n')
     assert sentence(load_split, benchmark, "train", str(broken)) == (
-        f"{broken}, line 1: expected an object with split, index, sql, answerable; got '{{\"split\": \"train\"}}'")
+        f"{broken}:1: expected a JSON object with index (integer), sql (text or null) and answerable (true or false), "
+        'got {"split": "train"}')
 
 
 # ----------------------------------------------------------------------------------------------------------------- judge
@@ -308,7 +309,8 @@ def test_a_database_that_questions_name_and_nobody_has(config, shop, tmp_path):
     (folder / "later.jsonl").write_text('{"question": "?", "answer": 1, "database": "shopp"}\n')
     assert sentence(judge_of, cfg) == f"unknown database 'shopp' (did you mean 'shop'?): {folder} has shop.sqlite"
     (folder / "later.jsonl").write_text('{"question": "?", "answer": 1}\n')
-    assert sentence(judge_of, cfg) == f"{folder / 'later.jsonl'}, line 1: the key 'database' is missing"
+    assert sentence(judge_of, cfg) == f"{folder / 'later.jsonl'}:1: expected a JSON object with database, got " \
+        '{"question": "?", "answer": 1}'
 
 
 # ---------------------------------------------------------------------------------------------------------------- policy

@@ -9,6 +9,7 @@ import pytest
 from minigrpo.config import KEYS, NewModel, dump_config, flatten, load_config, require
 
 ROOT = Path(__file__).parent.parent
+TOO_MUCH = "{file} is not valid TOML: expected at most 1,048,576 bytes, and 100 dots in a line"
 GOOD = '[model]\npath = "m"\n[run]\nout = "o"\n'
 
 
@@ -54,6 +55,10 @@ def test_defaults_overrides_and_their_order(tmp_path):
     ("[warmup.new]\nwidth = 8", None, "{file}: there is no key warmup.new; the nearest is warmup.source"),
     ("[run.steps]\nwidth = 8", None, "{file}: run.steps: expected an integer, got {{'width': 8}}"),
     ("[new]\nwidth = 8", None, "{file}: there is no key new.width; the nearest is model.new.width"),
+    ('[warmup]\n"batch\\n" = 1', None, "{file}: there is no key warmup.batch\\n; the nearest is warmup.batch"),
+    ("[warmup]\nlearning_rate = 1" + 400 * "0", None, "{file}: warmup.learning_rate: expected a number, got 1" + 79 * "0"),
+    ("[warmup]\nsource = " + 9999 * "[", None, "{file} is not valid TOML: maximum recursion depth exceeded"),
+    ("[warmup]\n" + 101 * "a." + "a = 1", None, TOO_MUCH), ("#" * 2**20, None, TOO_MUCH),
 ])
 def test_one_sentence_for_what_is_wrong(tmp_path, line, override, sentence):
     file = write(tmp_path, GOOD + line)

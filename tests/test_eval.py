@@ -273,7 +273,7 @@ def refusal(ended) -> str:
     ([("train", 0, "SELECT 1")], ["--split", "dev,easy"], "--predictions: the file has no row of dev, easy"),
     ([("train", 0, "SELECT 1")], ["--split", "trian"], "unknown split 'trian' .*"),
     ([], [], "--predictions: the file has no row of dev"),
-    ([("train", 0, 1)], [], ".*predictions.jsonl:1: split and sql must be strings and index an integer, got .*"),
+    ([("train", 0, 1)], [], ".*predictions.jsonl:1: expected a JSON object with sql .text or null., got .*"),
     ([("train", 0, "a"), ("train", 0, "b")], [], ".*predictions.jsonl:2: train/0 is given a second time"),
 ])
 def test_predictions_that_do_not_fit(evaluate, tmp_path, lines, arguments, sentence):

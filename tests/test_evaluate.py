@@ -260,27 +260,28 @@ def test_predictions_from_anywhere(tmp_path):
 
 
 GOOD = '{"split": "dev", "index": 0, "sql": "SELECT 1"}\n'
+EXPECTED = "expected a JSON object with split (text), index (integer) and sql (text or null), got "
 
 
 @pytest.mark.parametrize("line, sentence", [
-    ("SELECT 1", ":2: expected a JSON object with split, index and sql (Expecting value"),
-    ('{"split": "dev", "index": 1, "sql": "SEL', ":2: expected a JSON object with split, index and sql (Unterminated string"),
-    ('{"split": "dev", "index": 1}', ":2: expected a JSON object with split, index and sql ('sql')"),
-    ('["dev", 1, "SELECT 1"]', ":2: expected a JSON object with split, index and sql ("),
-    ("3", ":2: expected a JSON object with split, index and sql ("),
-    ('{"split": "dev", "index": "1", "sql": "x"}', ":2: split and sql must be strings and index an integer, got "),
-    ('{"split": "dev", "index": 1.0, "sql": "x"}', ":2: split and sql must be strings and index an integer, got "),
-    ('{"split": "dev", "index": true, "sql": "x"}', ":2: split and sql must be strings and index an integer, got "),
-    ('{"split": ["dev"], "index": 1, "sql": "x"}', ":2: split and sql must be strings and index an integer, got "),
-    ('{"split": "dev", "index": 1, "sql": ["x"]}', ":2: split and sql must be strings and index an integer, got "),
-    ('{"split": "dev", "index": 0, "sql": "x"}', ":2: dev/0 is given a second time"),
-    ('{"split": "dev", "index": 1, "sql": "\\ud800"}', ":2: expected a JSON object with split, index and sql ("),
+    ("SELECT 1", f"{EXPECTED}something else (Expecting value"),
+    ('{"split": "dev", "index": 1, "sql": "SEL', f"{EXPECTED}something else (Unterminated string"),
+    ('["dev", 1, "SELECT 1"]', f"{EXPECTED}[\"dev\", 1"),
+    ("3", f"{EXPECTED}3"),
+    ('{"split": "dev", "index": 1, "sql": "\\ud800"}', f"{EXPECTED}something else ("),
+    ('{"split": "dev", "index": 1}', "expected a JSON object with sql (text or null), got "),
+    ('{"split": "dev", "index": "1", "sql": "x"}', 'expected a JSON object with index (integer), got {"index": "1"}'),
+    ('{"split": "dev", "index": 1.0, "sql": "x"}', 'expected a JSON object with index (integer), got {"index": 1.0}'),
+    ('{"split": "dev", "index": true, "sql": "x"}', 'expected a JSON object with index (integer), got {"index": true}'),
+    ('{"split": ["dev"], "index": 1, "sql": "x"}', 'expected a JSON object with split (text), got {"split": ["dev"]}'),
+    ('{"split": "dev", "index": 1, "sql": ["x"]}', 'expected a JSON object with sql (text or null), got {"sql": ["x"]}'),
+    ('{"split": "dev", "index": 0, "sql": "x"}', "dev/0 is given a second time"),
 ])
 def test_a_line_that_is_no_prediction(tmp_path, line, sentence):
     file = write(tmp_path, GOOD + line)
     with pytest.raises(ValueError) as caught:
         read_predictions(file)
-    assert str(caught.value).startswith(f"{file}{sentence}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{file}:2: {sentence}") and "\n" not in str(caught.value)
 
 
 def test_files_that_hold_no_predictions(tmp_path):

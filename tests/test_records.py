@@ -6,7 +6,7 @@ import pytest
 
 from minigrpo.records import read_run, series
 
-from .run_folders import evaluation, line, step, write_run
+from .run_folders import evaluation, line, rollout, sample, step, write_run
 
 
 def test_steps_and_evaluations_are_told_apart(tmp_path):
@@ -62,3 +62,33 @@ def test_a_folder_without_a_run_and_one_without_records_are_refused(tmp_path):
 def test_any_of_its_records_makes_a_run(tmp_path, parts):
     run = read_run(write_run(tmp_path / "run", **parts))
     assert not run.steps and (run.warmup or run.moments or run.evaluated)
+
+
+@pytest.mark.parametrize("parts, complaint", [
+    ({"metrics": [step(0), step(2)]}, "metrics.jsonl: expected the steps 0, 1, ... in order, got 2"),
+    ({"warmup": [{"step": 1, "loss": 7.0}]}, "warmup.jsonl: expected the steps 0, 1, ... in order, got 1"),
+    ({"metrics": [step(0), evaluation(1, 30.0)]}, "metrics.jsonl: expected evaluations of steps that are there, got 1"),
+    ({"metrics": [step(0, **{"seconds/update": None})]}, "metrics.jsonl: expected seconds by phase, got {'generate': 2.0, "),
+    ({"metrics": [step(0, kl="x")]}, "metrics.jsonl:1: expected a JSON object with all else (integer or fraction or true or "
+                                     'false or null), got {"step": 0, "reward": 500.0'),
+    ({"samples": [sample(0)]}, "samples.jsonl: expected candidates, and as many columns as cells in a row, got 0"),
+    ({"samples": [sample(3, rollout(1.0, "SELECT 1", rows=[[1]]))]},
+     "samples.jsonl: expected candidates, and as many columns as cells in a row, got 3"),
+    ({"samples": [sample(3, rollout(1.0, None, rows="x"))]},
+     "samples.jsonl:1: expected a JSON object with rollouts (list), got "),
+    ({"summary": {"after": {"dev": line(1.0)}}}, "summary.json: expected splits before as after, got 'dev'"),
+    ({"summary": {"before": {"dev": 3}}}, "summary.json: expected splits with n and of, got {'dev': 3}"),
+    ({"evaluated": {"dev": line(1.0, interval={"strict": [1.0]})}},
+     "eval/summary.json: expected strict (integer or fraction), ems (integer or fraction), rems (integer or fraction) and "
+     "error_rate (integer or fraction) of a split, and intervals of two numbers, got {'n': 10")])
+def test_what_no_run_wrote_is_one_sentence(tmp_path, parts, complaint):
+    with pytest.raises(ValueError) as caught:
+        read_run(write_run(tmp_path / "run", **parts))
+    assert str(caught.value).startswith(f"{tmp_path}/run/{complaint}")
+
+
+def test_a_sample_may_hold_any_number_that_a_database_gave(tmp_path):
+    """SQLite has infinities, and JSON as Python writes it a word for them."""
+    run = read_run(write_run(tmp_path / "run", metrics=[step(0)], samples=[sample(0, rollout(1.0, "SELECT 9e999, 1e300", rows=[
+        [math.inf, 1e300]]))]))
+    assert run.samples[0]["rollouts"][0]["execution"]["rows"] == [[math.inf, 1e300]]

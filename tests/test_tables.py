@@ -132,16 +132,22 @@ def test_rows_are_read_from_a_folder_or_a_file_and_by_split(tmp_path):
 
 @pytest.mark.parametrize("text, sentence", [
     ("", "--compare: {file} holds no rows"),
-    ('{"split": "dev", "index": 0, "sql": "SELECT 1"}', "{file}:1: expected a row that eval.py has written ("),
-    (json.dumps(row(0, 1)) + "\n{", "{file}:2: expected a row that eval.py has written ("),
-    ("3", "{file}:1: expected a row that eval.py has written ("),
-    (json.dumps(row(0, 1) | {"ems": "1"}), "{file}:1: expected a row that eval.py has written ("),
+    ('{"split": "dev", "index": 0, "sql": "SELECT 1"}',
+     "{file}:1: expected a JSON object with question (text), gold (text), status (text), ems (integer or fraction) "
+     "and strict (integer or fraction), got "),
+    (json.dumps(row(0, 1)) + "\n{", "{file}:2: expected a JSON object with split (text), "),
+    ("3", "{file}:1: expected a JSON object with split (text), "),
+    (json.dumps(row(0, 1) | {"ems": "1"}),
+     '{file}:1: expected a JSON object with ems (integer or fraction), got {"ems": "1"}'),
+    (json.dumps(row(0, 1) | {"rems": 1.5}), "{file}:1: expected rems from 0 to 1, got 1.5"),
+    (json.dumps(row(0, 1) | {"suite": None}), "{file}:1: expected suite from 0 to 1, got None"),
+    (2 * (json.dumps(row(0, 1)) + "\n"), "{file}:2: dev/0 is given a second time"),
 ])
 def test_what_is_no_evaluation(tmp_path, text, sentence):
     file = tmp_path / "rows.jsonl"
     file.write_text(text)
     with pytest.raises(ValueError) as caught:
         read_rows(tmp_path, [])
-    assert str(caught.value).startswith(sentence.format(file=file)) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(sentence.replace("{file}", str(file))) and "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=f"--compare: there is no file {tmp_path}/none"):
         read_rows(tmp_path / "none", [])

@@ -17,7 +17,7 @@ class RopeScaling:
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_positions: int = 8192
+    original_positions: float = 8192.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ OTHERWISE = ("quantization_config", "partial_rotary_factor", "use_sliding_window
              "use_bias", "qkv_bias", "attn_logit_softcapping", "final_logit_softcapping")
 BIASES = {"attention_bias": ("llama", "gemma", "qwen2", "qwen3"), "mlp_bias": ("llama",)}
 KINDS = {"a positive integer": lambda value: type(value) is int and value > 0,
-         "a positive number": lambda value: type(value) in (int, float) and 0 < value < math.inf,
+         "a positive number": lambda value: type(value) in (int, float) and 0 < value < 1e30,
          "true or false": lambda value: type(value) is bool}
+# Beyond any model: with these no size of a tensor overflows, and a decoder without weights fills no memory.
+MOST = {"num_hidden_layers": 1000} | dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+                                                    "num_key_value_heads", "head_dim"), 2**20)
 
 
 def read_architecture(config: Mapping, source: str = "config.json") -> Architecture:
@@ -77,7 +80,7 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     """
     family = config.get("model_type")
     if family not in list(FAMILIES):
-        raise ValueError(f"{source}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+        raise ValueError(f"{source}: model_type {family!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
     facts = SILENT | FAMILIES[family] | config
     rope = facts.get("rope_scaling") or facts.get("rope_parameters") or {}          # an older and a newer spelling
     _check(facts, "a positive integer", source, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -95,13 +98,14 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     if heads % facts["num_key_value_heads"]:
         raise ValueError(f"{source}: {heads} attention heads cannot share {facts['num_key_value_heads']} key/value heads")
     if facts["head_dim"] % 2:
-        raise ValueError(f"{source}: head_dim must be even, as rotary positions turn pairs, got {facts['head_dim']}")
+        raise ValueError(f"{source}: head_dim must be even, as rotary positions turn pairs, got {facts['head_dim']!r:.80}")
     theta, scaling = _rope(facts, rope, source)
     return Architecture(
         family=family, vocabulary=facts["vocab_size"], width=width, layers=facts["num_hidden_layers"], heads=heads,
         kv_heads=facts["num_key_value_heads"], head_size=facts["head_dim"], mlp_width=facts["intermediate_size"],
-        norm_eps=facts["rms_norm_eps"], rope_theta=theta, rope_scaling=scaling, max_positions=facts["max_position_embeddings"],
-        activation=_activation(family, facts, source), tied=facts["tie_word_embeddings"], mlp_bias=facts["mlp_bias"],
+        norm_eps=float(facts["rms_norm_eps"]), rope_theta=theta, rope_scaling=scaling,
+        max_positions=facts["max_position_embeddings"], activation=_activation(family, facts, source),
+        tied=facts["tie_word_embeddings"], mlp_bias=facts["mlp_bias"],
         qkv_bias=family == "qwen2" or facts["attention_bias"], output_bias=family != "qwen2" and facts["attention_bias"],
         qk_norm=family == "qwen3", norm_offset=float(family == "gemma"),
         embedding_scale=math.sqrt(width) if family == "gemma" else 1.0, window=window)
@@ -112,18 +116,20 @@ def _check(table: Mapping, kind: str, source: str, *keys: str) -> None:
         if key not in table:
             raise ValueError(f"{source}: the key {key!r} is missing")
         if not KINDS[kind](table[key]):
-            raise ValueError(f"{source}: {key} must be {kind}, got {table[key]!r}")
+            raise ValueError(f"{source}: {key} must be {kind}, got {table[key]!r:.80}")
+        if key in MOST and table[key] > MOST[key]:
+            raise ValueError(f"{source}: {key} must be at most {MOST[key]:,}, got {table[key]!r:.80}")
 
 
 def _refuse_other_computations(family: str, facts: Mapping, rope: object, source: str) -> None:
     if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
-        raise ValueError(f"{source}: rope parameters must be one table for all layers, got {str(rope)[:80]}")
+        raise ValueError(f"{source}: rope parameters must be one table for all layers, got {rope!r:.80}")
     for key in (*OTHERWISE, *(key for key, readers in BIASES.items() if family not in readers)):
         for value in (facts.get(key), rope.get(key)):
             if value not in (None, False, 1) or value is True:
-                raise ValueError(f"{source}: {key} is not supported for {family}, got {str(value)[:80]}")
+                raise ValueError(f"{source}: {key} is not supported for {family}, got {value!r:.80}")
     if (layers := facts.get("layer_types")) not in (None, ["full_attention"] * facts["num_hidden_layers"]):
-        raise ValueError(f"{source}: layer_types other than full_attention are not supported, got {str(layers)[:80]}")
+        raise ValueError(f"{source}: layer_types other than full_attention are not supported, got {layers!r:.80}")
 
 
 def _activation(family: str, facts: Mapping, source: str) -> str:
@@ -132,7 +138,8 @@ def _activation(family: str, facts: Mapping, source: str) -> str:
     names = [facts["hidden_act"], *filter(None, [facts.get("hidden_activation")])]
     meant = {known.get(str(name)) for name in names}
     if len(meant) > 1 or None in meant:
-        raise ValueError(f"{source}: activation {' and '.join(map(repr, names))} is not supported, only {', '.join(known)}")
+        raise ValueError(f"{source}: activation {' and '.join(map(repr, names)):.80} is not supported, only "
+                         f"{', '.join(known)}")
     return meant.pop()
 
 
@@ -142,8 +149,9 @@ def _rope(facts: Mapping, rope: Mapping, source: str) -> tuple[float, RopeScalin
     stretches = {"default": [], "linear": ["factor"],
                  "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
     if kind not in list(stretches):
-        raise ValueError(f"{source}: rope scaling {kind!r} is not supported; supported: {', '.join(stretches)}")
+        raise ValueError(f"{source}: rope scaling {kind!r:.80} is not supported; supported: {', '.join(stretches)}")
     _check(rope, "a positive number", source, "rope_theta", *stretches[kind])
     if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
         raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r}")
-    return float(rope["rope_theta"]), RopeScaling(kind, *map(rope.get, stretches[kind])) if stretches[kind] else None
+    numbers = [float(rope[key]) for key in stretches[kind]]         # an integer may be too large for a tensor's arithmetic
+    return float(rope["rope_theta"]), RopeScaling(kind, *numbers) if numbers else None

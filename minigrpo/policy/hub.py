@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from minigrpo.policy.tokenizer import read_json
@@ -77,4 +78,6 @@ def weight_files(folder: Path) -> list[Path]:
     shards = read_json(index, "weight_map")["weight_map"]
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{index}: weight_map must map tensor names to file names")
+    if elsewhere := [name for name in shards.values() if not re.fullmatch(r"[\w-][\w.-]{0,200}", name)]:
+        raise ValueError(f"{index}: weight_map must name files beside it, got {elsewhere[0]!r:.80}")
     return [folder / name for name in dict.fromkeys(shards.values())]

@@ -237,7 +237,7 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
                 setattr(parent, name, LoRALinear(child, rank, scaling, generator))
                 found |= named
     if missing := [name for name in targets if name not in found]:
-        raise ValueError(f"lora.targets: the model has no linear layer named {', '.join(missing)}")
+        raise ValueError(f"lora.targets: the model has no linear layer named {repr(', '.join(missing))[1:-1]:.120}")
     for module in model.modules():
         for names in getattr(module, "of_one_input", ()):
             layers = tuple(getattr(module, name) for name in names)

@@ -1,6 +1,8 @@
 """tokenizer.json → ids and back, and what ends a completion. Padding is never inferred from ids. Knows no model."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Rust
 
 EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
+LONGEST = 2**22                 # bytes of a JSON file that is parsed here, which may take forty times as much memory
+HIGHEST = 2**22                 # ids of a tokenizer: beyond any, and lists of so many are made
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
     try:
         rust = Rust.from_file(str(path))
     except Exception as error:                                  # the Rust library raises nothing more specific
-        raise ValueError(f"{path} is not a tokenizer file: {error}") from None
+        raise ValueError(f"{path} is not a tokenizer file: {str(error)[:120]!r}") from None
+    ids = Counter(rust.get_vocab(with_added_tokens=True).values())
+    if not ids or max(ids) >= HIGHEST or max(ids.values()) > 1:
+        raise ValueError(f"{path}: expected a token or more, each with an id of its own below {HIGHEST:,}, got "
+                         f"{len(ids):,} ids up to {max(ids, default=0):,}")
     rust.no_truncation()                                        # a file may carry both from whoever saved it
     rust.no_padding()
     stopping = dict.fromkeys(stop_ids)
@@ -65,7 +73,7 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
         ids = read_json(file).get("eos_token_id") if file.is_file() else None
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(token) is int and token >= 0 for token in ids):
-            raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids}")
+            raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids!r:.80}")
         stopping |= dict.fromkeys(ids)
     return Tokenizer(rust, tuple(stopping))
 
@@ -91,14 +99,22 @@ def read_json(file: Path, *required: str) -> dict:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
+        with file.open("rb") as handle:
+            if len(text := handle.read(LONGEST + 1)) > LONGEST:
+                raise ValueError(f"it is longer than {LONGEST:,} bytes")
+        content = _loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {str(error)[:120]}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no JSON object")
     if missing := [key for key in required if key not in content]:
         raise ValueError(f"{file}: the key {missing[0]!r} is missing")
     return content
+
+
+def _loads(text: str, headroom: int = 50) -> object:
+    """What can be parsed so much deeper in the stack can be shown from anywhere."""
+    return _loads(text, headroom - 1) if headroom else json.loads(text)
 
 
 def _gpt2_alphabet() -> dict[str, int]:
@@ -119,6 +135,6 @@ def _byte_level(piece: str) -> bytes:
 
 
 def _sentencepiece(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):          # byte fallback: <0x3B>
-        return bytes([int(piece[3:5], 16)])
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):               # byte fallback: <0x3B>
+        return bytes.fromhex(piece[3:5])
     return piece.replace("\u2581", " ").encode()

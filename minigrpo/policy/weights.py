@@ -45,7 +45,8 @@ def load_policy(path: str | Path, *, dtype: torch.dtype, device: torch.device | 
         raise ValueError(f"{folder}: tokenizer.json has {len(token_bytes)} ids and the model "
                          f"{model.architecture.vocabulary}; they are not of one checkpoint")
     if beyond := [token for token in tokenizer.stop_ids if token >= model.architecture.vocabulary]:
-        raise ValueError(f"{folder}: eos_token_id {beyond[0]} is beyond the vocabulary of {model.architecture.vocabulary}")
+        raise ValueError(f"{folder}: eos_token_id {beyond[0]!r:.40} is beyond the vocabulary of "
+                         f"{model.architecture.vocabulary}")
     return Policy(model, tokenizer, compile_stopping(token_bytes, tokenizer.stop_ids, stop_strings))
 
 
@@ -67,10 +68,12 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.dev
     for name, tensor in read_tensors(folder):
         if name in spare or name.endswith("rotary_emb.inv_freq"):
             continue
+        if name in state:
+            raise ValueError(f"{folder}: tensor {_shown(name)} is there twice")
         if name in expected and tuple(tensor.shape) != expected[name]:
-            raise ValueError(f"{folder}: tensor {name} has shape {list(tensor.shape)}, config.json says "
+            raise ValueError(f"{folder}: tensor {name} has shape {list(tensor.shape)!r:.80}, config.json says "
                              f"{list(expected[name])}")
-        state[name] = tensor.to(device=device, dtype=dtype)
+        state[name] = tensor.to(device=device, dtype=dtype) if name in expected else tensor
     _same_names(f"{folder}: the safetensors files", expected, state)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
@@ -82,15 +85,20 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield from _read_safetensors(file)
 
 
-def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+FLOATS, OTHERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "U8", "BOOL")
+
+
+def _read_safetensors(file: Path, kinds: tuple[str, ...] = FLOATS) -> Iterator[tuple[str, Tensor]]:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():
+                if (kind := tensors.get_slice(name).get_dtype()) not in kinds:
+                    raise ValueError(f"{file}: tensor {_shown(name)} is of {kind}; only {', '.join(kinds)} are read")
                 yield name, tensors.get_tensor(name)
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+        raise ValueError(f"{file} is not a whole safetensors file: {str(error)[:120]!r}") from None
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], note: tuple[str, str] = ("format", "pt")) -> None:
@@ -105,15 +113,20 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], note: tuple[str, str
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """All of one safetensors file; missing or torn: ``ValueError``."""
-    return dict(_read_safetensors(file))
+    """All of one safetensors file, integers too, as a state may hold; missing or torn: ``ValueError``."""
+    return dict(_read_safetensors(file, FLOATS + OTHERS))
+
+
+def _shown(name: str) -> str:
+    """A name from a file: short, and on one line."""
+    return repr(name)[1:-1][:80]
 
 
 def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, object]) -> None:
     for problem, odd in (("lack", expected.keys() - got.keys()), ("have no place for", got.keys() - expected.keys())):
         if names := sorted(odd):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{what} {problem} {', '.join(names[:3])}{more}")
+            raise ValueError(f"{what} {problem} {', '.join(map(_shown, names[:3]))}{more}")
 
 
 # ---------------------------------------------------------------------------------------------------- whole models, out
@@ -217,22 +230,25 @@ def load_adapter(model: CausalLM, folder: Path, *, base: str | Path) -> None:
     own does not say which weights it was trained on: there only names and shapes can tell.
     """
     parameters = _peft_parameters(model)
-    tensors = load_tensors(folder / "adapter_model.safetensors")
+    tensors = dict(_read_safetensors(folder / "adapter_model.safetensors"))
     _same_names(f"{folder}: the adapter's tensors", parameters, tensors)
     for name, parameter in parameters.items():
         if tensors[name].shape != parameter.shape:
-            raise ValueError(f"{folder}: tensor {name} has shape {list(tensors[name].shape)}, this model's adapter "
+            raise ValueError(f"{folder}: tensor {name} has shape {list(tensors[name].shape)!r:.80}, this model's adapter "
                              f"{list(parameter.shape)}: an adapter of another base or rank")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{folder}: tensor {name} holds values that are not finite")
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         digest = (file.metadata() or {}).get("base_digest")
     if digest is not None and digest != _base_digest(model):
         named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise ValueError(f"{folder}: the adapter was trained on other weights than those of {base}; by its own word, on those "
-                         f"of {named}")
+                         f"of {_shown(str(named))}")
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
 
 
+HIGHEST = 2**14             # rank of an adapter from a file: room for it is made before its tensors are looked at
 # Ways of peft to begin with a B A that is not zero: the adapter belongs to what is left of W without it.
 TAKEN_FROM_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
@@ -246,14 +262,15 @@ def adapter_config(folder: Path) -> dict:
          "alora_invocation_tokens"))
     for key, value in plain.items():
         if key in config and (config[key] or None) != value:
-            raise ValueError(f"{file}: only plain LoRA adapters are supported, not {key} = {config[key]!r}")
+            raise ValueError(f"{file}: only plain LoRA adapters are supported, not {key} = {config[key]!r:.80}")
     if str(config.get("init_lora_weights")).lower().startswith(TAKEN_FROM_THE_BASE):
         raise ValueError(f"{file}: only adapters of a base as it is are supported, not init_lora_weights = "
-                         f"{config['init_lora_weights']!r}, which begins by changing the base")
-    if type(config["r"]) is not int or config["r"] < 1 or type(config["lora_alpha"]) not in (int, float):
-        raise ValueError(f"{file}: r must be a positive integer and lora_alpha a number, got {config['r']!r}, "
-                         f"{config['lora_alpha']!r}")
-    if isinstance(config["target_modules"], str):
-        raise ValueError(f"{file}: target_modules must list the layers' names, got {config['target_modules']!r}")
-    return {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": tuple(config["target_modules"]),
+                         f"{config['init_lora_weights']!r:.80}, which begins by changing the base")
+    rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
+    if type(rank) is not int or not 0 < rank <= HIGHEST or type(alpha) not in (int, float) or not abs(alpha) < 1e30:
+        raise ValueError(f"{file}: r must be a positive integer up to {HIGHEST} and lora_alpha a number, got {rank!r:.40}, "
+                         f"{alpha!r:.40}")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"{file}: target_modules must list the layers' names, got {targets!r:.80}")
+    return {"rank": rank, "alpha": float(alpha), "targets": tuple(dict.fromkeys(targets)),
             "rank_stabilised": bool(config.get("use_rslora", False))}

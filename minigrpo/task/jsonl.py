@@ -7,9 +7,9 @@ text, a number or a list of them: what the right query's cells are once they are
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import NoReturn
 
 from minigrpo.task.answer import render_answer, split_answer
+from minigrpo.task.lines import Json, exact, read_lines
 from minigrpo.task.questions import Question, unknown
 
 NEEDED, OPTIONAL = ("question", "answer", "database"), ("gold_sql", "kind")
@@ -25,14 +25,15 @@ def load_questions(path: str | Path, split: str) -> list[Question]:
         raise ValueError(f"{unknown('split', split, splits)}: {path} has "
                          f"{', '.join(file.name for file in splits.values()) or 'no *.jsonl'}")
     file, questions = splits[split], []
-    lines = file.read_bytes().rstrip().split(b"\n")         # not splitlines(): a text may hold U+2028
-    if lines == [b""]:
-        raise ValueError(f"{file} holds no questions")
-    for index, line in enumerate(lines):
+    for number, record in read_lines(file, dict.fromkeys(NEEDED, object), number=exact):
+        if number - 1 > len(questions):                     # an index is a line's
+            raise ValueError(f"{file}:{number - 1}: expected a question, got a blank line")
         try:
-            questions.append(_question(line, split, index))
+            questions.append(_question(record, split, number - 1))
         except ValueError as error:
-            raise ValueError(f"{file}, line {index + 1}: {error}") from None
+            raise ValueError(f"{file}:{number}: {error}") from None
+    if not questions:
+        raise ValueError(f"{file} holds no questions")
     return questions
 
 
@@ -51,18 +52,10 @@ def _splits(path: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(path.glob("*.jsonl"))}
 
 
-def _question(line: bytes, split: str, index: int) -> Question:
-    try:
-        record = json.loads(line.decode(), parse_float=Decimal, parse_constant=_refuse)
-    except ValueError as error:                             # UnicodeDecodeError is one
-        raise ValueError(f"not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object with {', '.join(NEEDED)}, got {str(record)[:80]}")
+def _question(record: Json, split: str, index: int) -> Question:
     known = (*NEEDED, *OPTIONAL)
     if strange := [name for name in record if name not in known]:
         raise ValueError(f"{unknown('key', strange[0], known)}: the keys are {', '.join(known)}")
-    if missing := [name for name in NEEDED if name not in record]:
-        raise ValueError(f"the key {missing[0]!r} is missing")
     for name in ("question", "database", *record.keys() & set(OPTIONAL)):
         _expect_text(name, record[name])
     answer = _answer(record["answer"])
@@ -76,8 +69,6 @@ def _answer(value: object) -> str:
     for part in parts:
         if type(part) not in (str, int, Decimal):           # a boolean is an int, but what would a database return?
             raise ValueError(f"answer: expected a text, a number or a list of them, got {json.dumps(value, default=str)[:80]}")
-        if isinstance(part, str):
-            _check_encodable("answer", part)
     text = render_answer((part,) for part in parts)
     if not any(split_answer(text)):
         raise ValueError(f"answer: {json.dumps(value)[:80]} is empty: there is nothing to compare with")
@@ -88,15 +79,3 @@ def _expect_text(name: str, value: object) -> None:
     """A text that is not blank; a kind may be."""
     if not isinstance(value, str) or not (value.strip() or name == "kind"):
         raise ValueError(f"{name}: expected a text, got {json.dumps(value, default=str)[:80]}")
-    _check_encodable(name, value)
-
-
-def _check_encodable(name: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:                              # JSON can spell half a surrogate pair
-        raise ValueError(f"{name}: half a surrogate pair is no text") from None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")

@@ -13,6 +13,7 @@ from typing import Sequence
 
 from minigrpo.task.answer import render_cell
 from minigrpo.task.database import Table, Tables, table_lines
+from minigrpo.task.lines import read_lines
 
 LONGEST = 100                   # characters of a sample value as SQL: one that is cut short would be none
 
@@ -124,18 +125,10 @@ def read_examples(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise ValueError(f"task.examples: there is no file {path}")
     examples = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):     # not splitlines(): SQL may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode())
-            json.dumps(record, ensure_ascii=False).encode()     # half a surrogate pair is no text
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object with question and sql ({error})") from None
-        if not (isinstance(record, dict) and record.keys() == {"question", "sql"}
-                and all(isinstance(text, str) and text.strip("; \t\r\n") for text in record.values())):
-            raise ValueError(f"{path}:{number}: expected an object with question and sql, both text and neither empty, and "
-                             f"nothing else; got {str(record)[:100]}")
+    for number, record in read_lines(path, {"question": str, "sql": str}):
+        if len(record) > 2 or not all(text.strip("; \t\r\n") for text in record.values()):
+            raise ValueError(f"{path}:{number}: expected question and sql, neither empty, and nothing else, got "
+                             f"{json.dumps(record, ensure_ascii=False):.80}")
         examples.append((record["question"], record["sql"]))
     if not examples:
         raise ValueError(f"{path} holds no examples")

@@ -34,8 +34,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     >>> unknown("split", "trian", ["train", "dev"]), unknown("split", "x", ["dev"])
     ("unknown split 'trian' (did you mean 'train'?)", "unknown split 'x'")
     """
-    near = get_close_matches(name, known, n=1)
-    return f"unknown {what} {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    near = get_close_matches(name[:80], known, n=1)
+    return f"unknown {what} {name!r:.80}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

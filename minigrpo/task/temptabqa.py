@@ -5,7 +5,6 @@ as published, stray spaces and noisy labels included: nothing is corrected here.
 """
 
 import csv
-import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Iterable, Iterator
 
 from minigrpo.task.database import Column, Table
+from minigrpo.task.lines import read_lines
 from minigrpo.task.questions import Question, unknown
 
 ADDRESS = "https://github.com/CoRAL-ASU/TEMPTABQA-C"
@@ -29,6 +29,7 @@ SPLITS = {
 }
 TESTS = tuple(name for name in SPLITS if name not in ("train", "dev"))
 FIELDS = ("Questions", "Answers", "Context", "Types")       # every file has these; some have more, and in another order
+LONGEST = 2**20                                             # characters of a line: eight fields as long as csv reads them
 NO_CONTEXT = "No context available"
 
 _ATHLETE = Column("athlete_id", "INT", ("Athlete", "athlete_id"))
@@ -70,7 +71,8 @@ def _read_fields(file: Path) -> Iterator[list[str]]:
     count = -1
     # newline=None: a checkout that turned \n into \r\n, inside quoted fields too, reads the same.
     with open(file, encoding="utf-8", newline=None) as handle:
-        reader = csv.reader(handle, delimiter="\t", strict=True)     # strict: an unterminated quote is an error
+        # strict: an unterminated quote is an error.
+        reader = csv.reader(_bounded(iter(lambda: handle.readline(LONGEST + 1), "")), delimiter="\t", strict=True)
         try:
             for count, fields in enumerate(reader):         # count: lines read so far, so the next is record count
                 yield fields
@@ -80,12 +82,19 @@ def _read_fields(file: Path) -> Iterator[list[str]]:
             raise ValueError(f"{file}: not UTF-8 at or after record {count} ({error.reason})") from error
 
 
+def _bounded(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        if len(line) > LONGEST:                             # rather than in memory at any length; csv bounds the fields
+            raise csv.Error(f"line longer than {LONGEST:,} characters")
+        yield line
+
+
 def _read_records(file: Path) -> list[dict[str, str]]:
     """The records of a published file as {column: text}; list index = the benchmark's zero-based record index."""
     lines = list(_read_fields(file))
     header = lines[0] if lines else []
     if missing := [name for name in FIELDS if name not in header]:
-        raise ValueError(f"{file}: no column {', '.join(missing)}; its header has {header}")
+        raise ValueError(f"{file}: no column {', '.join(missing)}; its header has {header!r:.80}")
     for index, fields in enumerate(lines[1:]):
         if len(fields) != len(header):
             raise ValueError(f"{file}, record {index}: expected {len(header)} fields, got {len(fields)}")
@@ -114,16 +123,9 @@ def _read_gold_sql(file: Path, split: str) -> dict[int, str]:
     """{index: sql} of one split, only where the query is known to reproduce the gold answer."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no file of gold SQL {file}")
-    known = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
-        try:
-            entry = json.loads(line)
-            if entry["split"] == split and entry["answerable"]:
-                known[entry["index"]] = entry["sql"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}, line {number}: expected an object with split, index, sql, answerable; "
-                             f"got {line[:80]!r}") from error
-    return known
+    keys = {"split": str, "index": int, "sql": str | None, "answerable": bool}
+    return {entry["index"]: entry["sql"] for _, entry in read_lines(file, keys)
+            if entry["split"] == split and entry["answerable"]}
 
 
 # ----------------------------------------------------------------------------------------------------------- infoboxes
@@ -173,7 +175,7 @@ def parse_context(text: str) -> Infobox:
 
 def _expect(understood: object, number: int, line: str, what: str) -> None:
     if not understood:
-        raise ValueError(f"line {number} of the context: expected {what}, got {line!r}")
+        raise ValueError(f"line {number} of the context: expected {what}, got {line!r:.80}")
 
 
 def _parse_date(line: str, number: int) -> tuple[int, int, int]:
@@ -224,7 +226,7 @@ def _collect(file: Path, known: dict[str, Infobox]) -> None:
         except ValueError as error:
             raise ValueError(f"{file}, record {index}, {error}") from error
         if box.athlete in athletes:
-            raise ValueError(f"{file}, record {index}: a second, different context for the athlete {box.athlete!r}")
+            raise ValueError(f"{file}, record {index}: a second, different context for the athlete {box.athlete!r:.80}")
         athletes.add(box.athlete)
         known[context] = box
 

@@ -96,7 +96,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
      "rope scaling 'dynamic' is not supported; supported: default, linear, llama3"),
     ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
      "rope parameters must be one table for all layers, got {'full_attention': {'rope_theta': 1000000.0}}"),
-    ({"rope_scaling": "linear"}, "rope parameters must be one table for all layers, got linear"),
+    ({"rope_scaling": "linear"}, "rope parameters must be one table for all layers, got 'linear'"),
     ({"rope_scaling": {"type": "linear"}}, "the key 'factor' is missing"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "the key 'low_freq_factor' is missing"),
     ({"rope_scaling": ROPE3 | {"high_freq_factor": 1.0}}, "low_freq_factor must be below high_freq_factor, got 1.0"),
@@ -131,6 +131,10 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a positive number, got '1e-5'"),
     ({"rope_theta": -1.0}, "rope_theta must be a positive number, got -1.0"),
     ({"rope_theta": math.inf}, "rope_theta must be a positive number, got inf"),
+    ({"rope_theta": 10**400}, "rope_theta must be a positive number, got 1" + 79 * "0"),        # no float is that large
+    ({"num_hidden_layers": 10**6}, "num_hidden_layers must be at most 1,000, got 1000000"),
+    ({"vocab_size": 2**20 + 1}, "vocab_size must be at most 1,048,576, got 1048577"),
+    ({"head_dim": 2**40}, "head_dim must be at most 1,048,576, got 1099511627776"),
     ({"rope_parameters": {"rope_theta": None}}, "rope_theta must be a positive number, got None"),
     ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a positive number, got 0"),
 ])

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from minigrpo.policy.architecture import FAMILIES, read_architecture
 from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, freeze_reference, reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.weights import (adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter,
-                                     save_model)
+from minigrpo.policy.weights import (adapter_config, create_model, load_adapter, load_model, load_policy, load_tensors,
+                                     save_adapter, save_model)
 
 
 def random_ids(*shape):
@@ -204,6 +204,58 @@ def test_a_missing_file_or_shard_is_named(copy_of):
     assert f"{folder / 'model.safetensors'} is missing" in refusal(load, folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "2.safetensors"}}')
     assert f"{folder / '2.safetensors'} is missing" in refusal(load, folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero", "a/b.safetensors", "..", "", "a\n", "x" * 300])
+def test_a_shard_is_a_file_beside_its_index(copy_of, name):
+    folder = copy_of()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    place = folder / "model.safetensors.index.json"
+    assert refusal(load, folder).startswith(f"{place}: weight_map must name files beside it, got ")
+
+
+def test_a_tensor_in_two_shards_is_refused(copy_of):
+    folder = copy_of()
+    shutil.copyfile(folder / "model.safetensors", folder / "2.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model.safetensors", "b": "2.safetensors"}}))
+    assert refusal(load, folder) == f"{folder}: tensor lm_head.weight is there twice"
+
+
+@pytest.mark.parametrize("dtype, name", [(torch.int8, "I8"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_weights_that_are_no_plain_floats_are_refused(copy_of, dtype, name):
+    """Cast, they would be numbers that nobody trained: an integer's, or those of a scale that stands elsewhere."""
+    folder = copy_of(lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(dtype)}))
+    assert refusal(load, folder) == (f"{folder}/model.safetensors: tensor model.norm.weight is of {name}; only F64, F32, F16, "
+                                     "BF16 are read")
+
+
+def test_an_adapter_of_integers_is_refused_and_a_state_of_them_read(checkpoint, tmp_path):
+    model = load(checkpoint("llama")[0])
+    add_lora(model, rank=2, alpha=4.0, targets=("q_proj",), generator=torch.Generator().manual_seed(0))
+    save_file({"count": torch.tensor([3])}, tmp_path / "adapter_model.safetensors")
+    assert load_tensors(tmp_path / "adapter_model.safetensors")["count"].tolist() == [3]
+    assert "tensor count is of I64; only F64, F32, F16, BF16 are read" in refusal(load_adapter, model, tmp_path, base="x")
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_an_adapter_with_a_value_that_is_not_finite_is_refused(checkpoint, tmp_path, odd):
+    model, facts = load(checkpoint("llama")[0]), dict(rank=2, alpha=4.0, targets=("q_proj",), rank_stabilised=False)
+    add_lora(model, **facts, generator=torch.Generator().manual_seed(0))
+    next(iter(adapter_parameters(model).values())).data[1, 3] = odd
+    save_adapter(model, tmp_path, base="x", **facts)
+    assert refusal(load_adapter, model, tmp_path, base="x").endswith("q_proj.lora_A.weight holds values that are not finite")
+
+
+@pytest.mark.parametrize("key, value, got", [
+    ("r", 10**9, "r must be a positive integer up to 16384 and lora_alpha a number, got 1000000000, 4.0"),
+    ("lora_alpha", float("nan"), "r must be a positive integer up to 16384 and lora_alpha a number, got 2, nan"),
+    ("target_modules", None, "target_modules must list the layers' names, got None"),
+    ("target_modules", [["q_proj"]], "target_modules must list the layers' names, got [['q_proj']]")])
+def test_an_adapters_config_is_looked_at_before_room_is_made_for_it(tmp_path, key, value, got):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, "target_modules": ["q_proj"]} | {key: value}))
+    assert refusal(adapter_config, tmp_path) == f"{tmp_path}/adapter_config.json: {got}"
 
 
 def test_an_index_without_its_map_is_named(copy_of):
@@ -566,7 +618,7 @@ def test_an_index_that_is_no_table_and_an_adapter_without_a_rank(sql_model, tmp_
         load_model(folder, dtype=torch.float32, device="cpu")
     (folder / "adapter_config.json").write_text(json.dumps(
         {"peft_type": "LORA", "r": "x", "lora_alpha": 2, "target_modules": ["q_proj"]}))
-    with pytest.raises(ValueError, match="json: r must be a positive integer and lora_alpha a number, got 'x', 2$"):
+    with pytest.raises(ValueError, match="json: r must be a positive integer up to 16384 and lora_alpha a number, got 'x', 2"):
         adapter_config(folder)
 
 

@@ -66,7 +66,7 @@ def test_gold_sql_is_attached_where_it_is_known_to_be_right() -> None:
 def test_a_broken_line_of_gold_sql_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "gold.jsonl"
     file.write_text('{"split": "train", "index": 0, "answerable": true, "sql": "SELECT 1"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=r"gold\.jsonl, line 2: expected an object"):
+    with pytest.raises(ValueError, match=r"gold\.jsonl:2: expected a JSON object with "):
         load_questions(MINI, "train", gold_sql=file)
     with pytest.raises(FileNotFoundError, match="no file of gold SQL"):
         load_questions(MINI, "train", gold_sql=tmp_path / "absent.jsonl")
@@ -246,3 +246,11 @@ def test_the_real_data_have_the_known_oddities() -> None:
     assert {row[2] for row in rows(original, "Medal")} == {"MedalGold", "MedalSilver", "MedalBronze"}
     assert "url" in {row[2] for row in rows(original, "Tournament")}
     assert "None" in {row[2] for row in rows(original, "Format")}
+
+
+def test_a_line_of_any_length_is_not_taken_into_memory(tmp_path: Path) -> None:
+    shutil.copytree(MINI, tmp_path / "mini")
+    file = tmp_path / "mini" / "Train_set" / "train_set.tsv"
+    file.write_bytes(file.read_bytes().split(b"\n")[0] + b"\n" + b"x" * (2**20 + 1))
+    with pytest.raises(ValueError, match="train_set.tsv, record 0: line longer than 1,048,576 characters"):
+        load_questions(tmp_path / "mini", "train")
