@@ -10,9 +10,14 @@ as one model folder.
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Iterable, Iterator
+
+if __name__ == "__main__":                              # Ctrl-C while torch is imported is no error; main() sees to the rest
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from minigrpo.ask import pose, show_candidates, write_candidates
 from minigrpo.assemble import exit_status, load_split, load_tests, open_judge, split_is_there

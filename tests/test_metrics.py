@@ -27,7 +27,7 @@ def test_records_are_cut_back_to_a_step_and_a_torn_line_goes(tmp_path):
     lines.close()
     with file.open("a") as torn:
         torn.write('{"step": 1')                       # the machine went down while writing
-    again = JsonLines(file, keep_below=2)
+    again = JsonLines(file, keep=lambda record: record["step"] < 2)
     again.write({"step": 2})
     again.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1, 2]

@@ -187,7 +187,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_started_anew(enter):
 
 
 def test_there_must_be_something_to_resume(enter, tmp_path):
-    assert refusal(enter, resume=True) == f"--resume: {tmp_path}/run holds no run"
+    assert refusal(enter, resume=True) == f"--resume: {tmp_path}/run holds no run; to start one, leave --resume out"
     assert not (tmp_path / "run").exists()                  # a slip of the keyboard leaves no folder
 
 

@@ -108,7 +108,7 @@ def test_a_run_writes_its_files(whole, small_toml):
                                                              "samples.jsonl"]
     assert [folder.name for folder in checkpoints(whole)] == ["step-000003", "step-000004", "step-000006"]
     for folder in checkpoints(whole):
-        assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors",
+        assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "adapter_config.json", "adapter_model.safetensors",
                                                                   "optimizer.safetensors", "state.json"]
     assert load_config(whole / "config.toml") == load_config(small_toml, [f"run.out={whole}"])
 
@@ -602,7 +602,7 @@ def test_a_run_in_the_way(train_recipe, cli, whole, tmp_path):
     assert refusal(cli(train_recipe, "--set", f"run.out={whole}", "--set", "grpo.questions=3", "--resume")) == \
         "--resume: grpo.questions was 2 and is now 3; to change it, start another run"
     assert refusal(cli(train_recipe, "--set", f"run.out={tmp_path / 'typo'}", "--resume")) == \
-        f"--resume: {tmp_path / 'typo'} holds no run"
+        f"--resume: {tmp_path / 'typo'} holds no run; to start one, leave --resume out"
     (tmp_path / "file").write_text("")
     assert refusal(cli(train_recipe, "--set", f"run.out={tmp_path / 'file'}")) == \
         f"run.out: {tmp_path / 'file'} cannot be written to: File exists"

@@ -393,7 +393,8 @@ def test_killed_again_and_again(folder, tmp_path, undisturbed):
     """Every time in the third step after the newest state; each time two steps more are there for good."""
     for done in (0, 2, 4, 6):
         interrupted(lambda: run(folder, tmp_path, 2), 2)
-        assert json.loads((tmp_path / "warmup-state/state.json").read_text())["step"] == done + 2
+        kept = sorted(state.name for state in (tmp_path / "warmup-state").iterdir())
+        assert kept == [f"step-{step:06d}" for step in (done, done + 2) if step]
     assert same(run(folder, tmp_path, 2), undisturbed)
 
 
@@ -440,13 +441,15 @@ def test_what_is_over_stays_over(folder, tmp_path, rates, scores, steps):
 
 
 def test_the_state_is_safetensors_and_json(folder, tmp_path):
-    """What makes a step repeatable: the weights, three tensors of Adam's for each, two numbers."""
+    """What makes a step repeatable: the weights, three tensors of Adam's for each, how far and how good it is."""
     warmed = warm(load(folder), tmp_path, save_every=5, stop_at=50.0, look_every=5, score=lambda: 12.5)
-    assert sorted(file.name for file in (tmp_path / "warmup-state").iterdir()) == [
-        "optimizer.safetensors", "parameters.safetensors", "state.json"]
-    assert json.loads((tmp_path / "warmup-state/state.json").read_text()) == {"step": 5, "strict": 12.5}
-    saved = load_tensors(tmp_path / "warmup-state/parameters.safetensors")
+    state = tmp_path / "warmup-state/step-000005"
+    assert sorted(file.name for file in state.iterdir()) == [
+        "SHA256SUMS", "optimizer.safetensors", "parameters.safetensors", "state.json"]
+    assert json.loads((state / "state.json").read_text()) == {"format": 2, "step": 5, "strict": 12.5,
+                                                              "dropped": {"count": 0, "first": ""}}
+    saved = load_tensors(state / "parameters.safetensors")
     assert all(torch.equal(saved[name], tensor) for name, tensor in warmed.weights.items())
-    moments = load_tensors(tmp_path / "warmup-state/optimizer.safetensors")
+    moments = load_tensors(state / "optimizer.safetensors")
     assert set(moments) == {f"{name}/{key}" for name in warmed.weights for key in ("step", "exp_avg", "exp_avg_sq")}
     assert {moments[f"{name}/step"].item() for name in warmed.weights} == {5.0}
