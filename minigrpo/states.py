@@ -77,10 +77,12 @@ def _damage(state: Path) -> str:
         return f"it has no {SUMS} (those of an older version have none, and cannot be read)"
     lines = (state / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     written = {name: sum for sum, _, name in (line.partition("  ") for line in lines)}
-    for name in sorted({"state.json", *written}):           # the last of the sums is that of state.json: torn, they lack it
+    if "state.json" not in written or "" in written:        # it is the last of them: torn, they lack it
+        return f"{SUMS} is torn"
+    for name, sum in written.items():
         if not (state / name).is_file():
             return f"{name} is missing"
-        if _sha256(state / name) != written.get(name):
+        if _sha256(state / name) != sum:
             return f"{name} is not what was written, by its checksum in {SUMS}"
     return ""
 

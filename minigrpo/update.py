@@ -118,9 +118,13 @@ class Dropped:
         self.count, self.first = self.count + 1, self.first or f"step {step}: {faults[0]}"
         warn(f"step {step} moves nothing, something in it is not finite: {faults[0]}")
 
+    def enough(self) -> bool:
+        """After every ``PATIENCE`` of them: who resumes may try as many again."""
+        return self.count > 0 and self.count % PATIENCE == 0
+
     def check(self) -> None:
-        """``FloatingPointError`` after every ``PATIENCE`` of them: who resumes may try as many again."""
-        if self.count and self.count % PATIENCE == 0:
+        """``FloatingPointError`` where it is enough."""
+        if self.enough():
             raise FloatingPointError(f"{self.count} steps in a row moved nothing, since something in them was not finite, first "
                                      f"in {self.first}; what was learned until then is saved")
 
@@ -153,8 +157,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of ``optimizer_tensors``; moments live where their parameter does, step counts on the CPU."""
+    """The inverse of ``optimizer_tensors``; moments live where their parameter does, step counts on the CPU. What has not
+    moved yet has no state."""
     for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
-            key.removeprefix(f"{name}/"): tensor.to("cpu" if tensor.ndim == 0 else parameter.device)
-            for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        if state := {key.removeprefix(f"{name}/"): tensor.to("cpu" if tensor.ndim == 0 else parameter.device)
+                     for key, tensor in tensors.items() if key.startswith(f"{name}/")}:
+            optimizer.state[parameter] = state

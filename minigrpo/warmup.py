@@ -75,7 +75,7 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
             records.write(record)
             bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {reached:.0f}%" if cfg.stop_at else ""))
             bar.update()
-            if done % save_every == 0:
+            if done % save_every == 0 or dropped.enough():
                 records.flush()
                 _save(saved, done, reached, dropped, optimizer, parameters)
             dropped.check()

@@ -412,6 +412,41 @@ def test_without_a_state_what_was_recorded_goes_too(folder, tmp_path, undisturbe
     assert same(run(folder, tmp_path, 4), undisturbed)
 
 
+def test_a_torn_state_is_refused_and_the_one_before_is_used(folder, tmp_path, undisturbed, capsys):
+    """States of 2 and 4 steps; the second has lost its end, or, with it, the first too."""
+    for place, spoilt in ((tmp_path / "one", ["step-000004"]), (tmp_path / "both", ["step-000002", "step-000004"])):
+        interrupted(lambda: run(folder, place, 2), 5)
+        for name in spoilt:
+            file = place / "warmup-state" / name / "optimizer.safetensors"
+            file.write_bytes(file.read_bytes()[:-1])
+        if len(spoilt) == 1:
+            assert same(run(folder, place, 2), undisturbed)
+            assert "step-000004 is not used: optimizer.safetensors is not what was written" in capsys.readouterr().err
+        else:
+            with pytest.raises(ValueError, match="no other in .*warmup-state can be used: to begin again, remove that folder"):
+                run(folder, place, 2)
+
+
+def test_weights_that_are_not_finite_end_it_with_where_it_began(folder, tmp_path):
+    """A weight breaks under step 3: five steps move nothing, all else is as it was, and that is saved."""
+    policy, calls = load(folder), []
+
+    def poison(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return output * float("nan") if len(calls) > 3 else output
+
+    policy.model.model.norm.register_forward_hook(poison)
+    with pytest.raises(FloatingPointError) as caught:
+        warm(policy, tmp_path, epochs=4)
+    assert str(caught.value) == ("5 steps in a row moved nothing, since something in them was not finite, first in step 3: the "
+                                 "log-probs of example 1 of 4; what was learned until then is saved")
+    assert [record["skipped"] for record in records(tmp_path)] == [0.0] * 3 + [1.0] * 5
+    interrupted(lambda: warm(load(folder), tmp_path / "three", epochs=4, save_every=3), 3)
+    ours, theirs = (load_tensors(place / "parameters.safetensors") | load_tensors(place / "optimizer.safetensors")
+                    for place in (tmp_path / "warmup-state/step-000008", tmp_path / "three/warmup-state/step-000003"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_adapters_go_on_too(folder, tmp_path):
     whole = run(folder, tmp_path / "whole", 4, method=some_adapters)
     interrupted(lambda: run(folder, tmp_path / "killed", 4, method=some_adapters), 6)
