@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from minigrpo.config import load_config
+from minigrpo.files import lock_folder
 from minigrpo.policy.weights import load_model, load_tensors, save_tensors
 from minigrpo.run import checkpoints
 
@@ -398,6 +399,60 @@ def test_sigterm_from_outside(small_toml, run, whole, tmp_path):
     assert timeless(records(out)[:6]) == timeless(steps(whole)[:done + 1])
 
 
+# ----------------------------------------------------------------------------------------------------- numbers that break
+def poison_updates(monkeypatch, recipe, broken: Callable[[int], bool]) -> None:
+    """Make the last activation of the n-th update (from 0) NaN; one micro-batch an update, so one pass with gradients."""
+    def load(*args: object, start: Callable = recipe.load_start) -> object:
+        policy, passes = start(*args), iter(range(1000))
+        policy.model.model.norm.register_forward_hook(
+            lambda module, inputs, output: output * float("nan") if torch.is_grad_enabled() and broken(next(passes)) else output)
+        return policy
+    monkeypatch.setattr(recipe, "load_start", load)
+
+
+def test_steps_whose_numbers_break_move_nothing_and_are_counted(train_recipe, run, whole, monkeypatch, capsys):
+    """The second and third of three: the last checkpoint has the bits of a run of one step, and the records say why."""
+    with monkeypatch.context() as patch:
+        poison_updates(patch, train_recipe, lambda update: update in (1, 2))
+        out = run("run.steps=3", "run.evaluate_every=0")
+    assert [record["skipped"] for record in steps(out)] == [0.0, 1.0, 1.0]
+    assert [record["loss"] is None for record in steps(out)] == [False, True, True]
+    said = [line for line in capsys.readouterr().err.splitlines() if "moves nothing" in line]
+    assert len(said) == 2 and re.search(r"step 1 moves nothing, something in it is not finite: the log-probs of completion 1 of 4 "
+                                        r"of train/\d+$", said[0])
+    one = run("run.steps=1", "run.evaluate_every=0")
+    for file in ("adapter_model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (checkpoints(folder)[-1] / file for folder in (out, one))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_five_such_steps_in_a_row_end_the_run_with_one_sentence_and_it_can_be_resumed(train_recipe, cli, run, monkeypatch, tmp_path):
+    """From the first step on, so that there is no state of the optimiser to save; mended, it goes on."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        poison_updates(patch, train_recipe, lambda update: True)
+        ended = cli(train_recipe, "--set", f"run.out={out}", "--set", "run.evaluate_every=0")
+    message = ended.err.split("\r")[-1].strip().split("\n")[-1]
+    assert ended.status == 1 and re.fullmatch(
+        "train.py: 5 steps in a row moved nothing, since something in them was not finite, first in step 0: the log-probs of "
+        r"completion 1 of 4 of train/\d+; what was learned until then is saved", message), ended
+    assert checkpoints(out)[-1].name == "step-000005" and untouched(out)
+    run("run.evaluate_every=0", out=out, resume=True)
+    assert [record["skipped"] for record in steps(out)] == [1.0] * 5 + [0.0] and not untouched(out)
+
+
+def test_a_model_that_is_broken_from_the_start_is_one_sentence_too(train_recipe, cli, sql_model, tmp_path):
+    """A weight of the file is NaN: so is whatever the model says, in the search too."""
+    folder = Path(shutil.copytree(sql_model, tmp_path / "model"))
+    change(folder / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
+    for method in ("sample", "beam"):
+        ended = cli(train_recipe, "--set", f"run.out={tmp_path / method}", "--set", f"model.path={folder}",
+                    "--set", f"generation.method={method}", "--set", "run.evaluate_every=0")
+        message = ended.err.split("\r")[-1].strip().split("\n")[-1]
+        assert (ended.status, message) == (
+            1, "train.py: the model's log-probs are not finite: its weights, or the adapter's, hold NaN or inf")
+
+
 # ------------------------------------------------------------------------------------------------------- right arithmetic
 def untouched(out: Path) -> bool:
     tensors = load_tensors(checkpoints(out)[-1] / "adapter_model.safetensors")
@@ -594,6 +649,13 @@ def test_a_broken_benchmark_row(train_recipe, cli, tmp_path):
         file.write("only\tthree\tfields\n")
     message = refusal(cli(train_recipe, "--set", f"run.out={tmp_path / 'run'}", "--set", f"task.path={folder}"))
     assert message == f"{folder}/Train_set/train_set.tsv, record 3: expected 8 fields, got 3"
+
+
+def test_a_folder_in_use_is_said_to_be_that(train_recipe, cli, whole):
+    """By a run under way, whose folder of course holds a run: another name or --resume would be wrong advice."""
+    for extra in ((), ("--resume",)):
+        with lock_folder(whole):
+            assert refusal(cli(train_recipe, "--set", f"run.out={whole}", *extra)) == f"{whole} is in use by another process"
 
 
 def test_a_run_in_the_way(train_recipe, cli, whole, tmp_path):
