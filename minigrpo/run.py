@@ -72,8 +72,8 @@ class Run:
 
     def record(self, step: int, groups: Sequence[Group], report: Metrics, clock: Clock,
                faults: Sequence[str] = ()) -> None:
-        """A step is done: log it, show it, and every ``save_every`` steps save. ``faults``: what was not finite in it; too many
-        such steps in a row end the run (``FloatingPointError``)."""
+        """A step is done: log it, show it, and every ``save_every`` steps save. ``faults``: what was not finite in it; too
+        many such steps in a row end the run (``FloatingPointError``)."""
         metrics = {"step": step, **group_metrics(groups), **report, **clock.metrics(),
                    "memory/peak_bytes": peak_memory(self.policy.model.device)}
         self.metrics.write(metrics)

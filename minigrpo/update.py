@@ -125,8 +125,8 @@ class Dropped:
     def check(self) -> None:
         """``FloatingPointError`` where it is enough."""
         if self.enough():
-            raise FloatingPointError(f"{self.count} steps in a row moved nothing, since something in them was not finite, first "
-                                     f"in {self.first}; what was learned until then is saved")
+            raise FloatingPointError(f"{self.count} steps in a row moved nothing, since something in them was not finite, "
+                                     f"first in {self.first}; what was learned until then is saved")
 
 
 def _completion_at_fault(scored: Sequence[tuple[Part, Tensor, Tensor]]) -> str:

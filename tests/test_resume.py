@@ -89,7 +89,8 @@ class Nursery:
 
     def run(self, out: Path, *moment: object, resume: bool) -> tuple[int, str]:
         """Exit status (minus the signal, where that ended it) and the stack that the signal met, innermost first."""
-        arguments = ["configs/quickstart.toml", *(f"--set={key}" for key in (*SHORT, f"run.out={out}")), *["--resume"] * resume]
+        keys = [f"--set={key}" for key in (*SHORT, f"run.out={out}")]
+        arguments = ["configs/quickstart.toml", *keys, *["--resume"] * resume]
         self.process.stdin.write(json.dumps([arguments, *moment]) + "\n")
         self.process.stdin.flush()
         return tuple(json.loads(self.process.stdout.readline()))
