@@ -17,5 +17,5 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
 ``database``, ``answer``, ``reward``, ``structure``, ``prompt``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``,
 ``mariadb``, ``mariadbd``, ``grants``, ``sqlite``, ``sqlite_text``, ``literals``, ``introspect`` · ``config``, ``assemble``,
 ``start``, ``warmup``, ``run``, ``intervals``, ``evaluate``, ``tables``, ``ask``, ``plan``, ``dry_run``, ``records``,
-``pictures``, ``report``, ``experiments``, ``files``.
+``pictures``, ``report``, ``experiments``, ``states``, ``files``.
 """

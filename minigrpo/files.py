@@ -24,7 +24,7 @@ def write_whole(file: Path, content: bytes) -> None:
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder beside ``folder`` to write to; on leaving its files are flushed to disk and it takes the name and place
-    of ``folder``. An error leaves ``folder`` as it was; a power cut may leave none, but never half of one."""
+    of ``folder``. An error or Ctrl-C leaves the old or the new; a power cut may leave none, but never half of one."""
     aside, old = (folder.with_name(f"{folder.name}{suffix}.writing") for suffix in ("", ".old"))
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -39,6 +39,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             aside.rename(folder)
             flush(folder.parent)
     finally:
+        if old.exists() and not folder.exists():            # between two renames
+            old.rename(folder)
         shutil.rmtree(aside, ignore_errors=True)            # on a full disk it would stand in the way of what comes next
     shutil.rmtree(old, ignore_errors=True)
 

@@ -97,13 +97,13 @@ class Run:
 
     def record_evaluation(self, split: str, summary: Mapping[str, float]) -> None:
         """Log a summary of ``evaluate.summarise`` after the last step; the best so far by ``strict`` keeps its checkpoint."""
-        self.evaluated = self.done
         self.metrics.write({"step": self.done - 1, **{f"{split}/{name}": value for name, value in summary.items()
                                                       if not isinstance(value, Mapping)}})
         say(f"step {self.done - 1} · {split}: strict {summary['strict']:.1f} % · EMS {summary['ems']:.1f} · "
             f"REMS {summary['rems']:.1f} · errors {summary['error_rate']:.1f} % · {summary['n']} of {summary['of']}")
         if self.best is None or summary["strict"] > self.best["strict"]:
             self.best = {"step": self.done, "strict": summary["strict"]}
+        self.evaluated = self.done                      # last: before it, whatever interrupts us has the evaluation made again
         self.save()
 
     def report(self, moment: str, evaluate: Callable[[], tuple[Iterable[Mapping], Mapping]]) -> dict[str, Mapping]:
@@ -192,7 +192,7 @@ def _check_run(cfg: config.Config, folder: Path, *, resume: bool) -> None:
         raise ValueError(f"--resume: {folder} holds no run; to start one, leave --resume out")
     then, now = config.flatten(config.load_config(folder / "config.toml")), config.flatten(cfg)
     for dotted, value in now.items():
-        if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
+        if value != then[dotted] and dotted not in FREE_TO_CHANGE:
             raise ValueError(f"--resume: {dotted} was {then[dotted]!r} and is now {value!r}; "
                              f"to change it, start another run")
 

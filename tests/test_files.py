@@ -124,7 +124,9 @@ def count(event, arguments):
     global left
     if event in ("os.rename", "os.remove", "os.rmdir") or event == "open" and sys.argv[1] in str(arguments[0]):
         left -= 1
-        if left < 0:
+        if left == -1:
+            if sys.argv[3] == "interrupted":
+                raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGKILL)
 
 with whole_folder(folder) as aside:
@@ -132,6 +134,24 @@ with whole_folder(folder) as aside:
         (aside / name).write_text(f"new {name}")
     sys.addaudithook(count)
 """
+
+
+def exchanged(folder: Path, moment: int, how: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", KILLED_AT, str(folder), str(moment), how], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def test_interrupted_at_any_moment_of_the_exchange_a_folder_is_the_old_one_or_the_new(tmp_path):
+    """Ctrl-C before the first, the second, ... thing that is done to the disk: here there is time to put things right, so none
+    of the moments leaves nothing, and what was set aside is gone again."""
+    seen, code = [], 1
+    while code != 0:
+        assert len(seen) < 50
+        place = tmp_path / str(len(seen))
+        fill(place / "f", OLD)
+        code = exchanged(place / "f", len(seen), "interrupted").returncode
+        seen.append(content(place / "f"))
+        assert not (place / "f.writing").exists()
+    assert seen[0] == OLD and seen[-1] == NEW and len(seen) > 3 and all(state in (OLD, NEW) for state in seen), seen
 
 
 def test_killed_at_any_moment_of_the_exchange_a_folder_is_never_half_there(tmp_path):
@@ -143,7 +163,7 @@ def test_killed_at_any_moment_of_the_exchange_a_folder_is_never_half_there(tmp_p
         assert len(seen) < 50
         place = tmp_path / str(len(seen))
         fill(place / "f", OLD)
-        code = subprocess.run([sys.executable, "-c", KILLED_AT, str(place / "f"), str(len(seen))], cwd=ROOT).returncode
+        code = exchanged(place / "f", len(seen), "killed").returncode
         seen.append(content(place / "f"))
     assert code == 0 and seen[0] == OLD and seen[-1] == NEW and len(seen) > 3
     assert all(state in (OLD, NEW, None) for state in seen), seen
