@@ -427,6 +427,20 @@ def test_a_torn_state_is_refused_and_the_one_before_is_used(folder, tmp_path, un
                 run(folder, place, 2)
 
 
+def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path, undisturbed, monkeypatch):
+    """States of 2 and 4 steps, the second torn; on the way from 2 the disk is full when 4 is written again: 2 is still there."""
+    interrupted(lambda: run(folder, tmp_path, 2), 5)
+    (tmp_path / "warmup-state/step-000004/state.json").unlink()
+
+    def full(file: Path, tensors: dict) -> None:
+        raise OSError(28, "No space left on device", str(file))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("minigrpo.warmup.save_tensors", full)
+        run(folder, tmp_path, 2)
+    assert same(run(folder, tmp_path, 2), undisturbed)
+
+
 def test_weights_that_are_not_finite_end_it_with_where_it_began(folder, tmp_path):
     """A weight breaks under step 3: five steps move nothing, all else is as it was, and that is saved."""
     policy, calls = load(folder), []
