@@ -163,6 +163,7 @@ def test_stopped_at_random_moments_and_resumed_each_time_it_is_the_same_run(nurs
     assert_same(out, whole)
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_bit(whole, tmp_path):
     """The control: one bit of one moment of the optimiser's."""
     out = Path(shutil.copytree(whole, tmp_path / "run"))
