@@ -10,15 +10,21 @@ as one model folder.
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Iterable, Iterator
+
+if __name__ == "__main__":                              # Ctrl-C while torch is imported is no error; main() sees to the rest
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from minigrpo.ask import pose, show_candidates, write_candidates
 from minigrpo.assemble import exit_status, load_split, load_tests, open_judge, split_is_there
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluate import (Row, add_ceilings, add_intervals, blind_guesses, evaluate_policy, evaluate_predictions,
                                in_order, read_predictions, summarise)
+from minigrpo.files import write_whole
 from minigrpo.metrics import say, table
 from minigrpo.rollout import Judge
 from minigrpo.runtime import generator, use_threads
@@ -78,10 +84,10 @@ def write(out: Path, rows: Iterable[Row], splits: Splits, guesses: dict[str, str
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     kept = in_order(kept, splits)
     add_ceilings(kept, [question for members in splits.values() for question in members], guesses, judge)
-    (out / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    write_whole(out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode())
     summary = summarise(kept, {name: len(members) for name, members in splits.items()})
     add_intervals(summary, kept)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     tables = split_tables(summary) + [kind_table(split, of) for split, of in summary.items() if by_kind and of["n"]]
     (out / "table.md").write_text("\n\n".join([*map(markdown, tables), NOTES]) + "\n", encoding="utf-8")
     say("\n\n".join([*map(table, tables), NOTES]))

@@ -2,8 +2,13 @@
    Sweep: python train.py CONFIG [--set ...] --experiment NAME [--seeds 0 1 2]"""
 
 import argparse
+import os
+import signal
 import sys
 from functools import partial
+
+if __name__ == "__main__":                              # Ctrl-C while torch is imported is no error; main() sees to the rest
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from minigrpo.assemble import exit_status, load_data, open_judge
 from minigrpo.batch import make_batch
@@ -54,9 +59,10 @@ def train(cfg: Config, *, resume: bool = False) -> int:
                 clock, draws = Clock(partial(settle, model.device)), generator(cfg.run.seed, step, "sample", model.device)
                 groups = collect(questions.batch(step), policy, judge, cfg.generation, generator=draws, clock=clock)
                 batch = make_batch(groups, model, cfg.grpo, temperature=temperature, clock=clock)
-                reports = [update(model, optimizer, batch, cfg.grpo, length=cfg.generation.max_new_tokens, clock=clock)
-                           for _ in range(cfg.grpo.updates_per_rollout)]
-                run.record(step, groups, average(reports), clock)
+                faults: list[str] = []
+                reports = [update(model, optimizer, batch, cfg.grpo, length=cfg.generation.max_new_tokens, clock=clock,
+                                  faults=faults) for _ in range(cfg.grpo.updates_per_rollout)]
+                run.record(step, groups, average(reports), clock, faults)
                 evaluate_if_due()
             record = run.report("after", report) if data.splits and not run.signal else {}
     show_report(record)

@@ -17,4 +17,5 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
 ``database``, ``answer``, ``reward``, ``structure``, ``prompt``, ``lines``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``,
 ``mariadb``, ``mariadbd``, ``grants``, ``sqlite``, ``sqlite_text``, ``literals``, ``introspect``, ``renamed`` · ``config``,
 ``assemble``, ``start``, ``warmup``, ``run``, ``intervals``, ``evaluate``, ``tables``, ``ask``, ``plan``, ``dry_run``,
-``records``, ``pictures``, ``report``, ``comparison``, ``experiments``, ``files``."""
+``records``, ``pictures``, ``report``, ``comparison``, ``experiments``, ``states``, ``files``.
+"""

@@ -10,7 +10,7 @@ from typing import Any, Callable, Mapping
 
 from minigrpo import config
 from minigrpo.rollout import Judge
-from minigrpo.runtime import exit_on_sigterm
+from minigrpo.runtime import exit_on_signals
 from minigrpo.task import athletes, jsonl, mariadb, sqlite, temptabqa
 from minigrpo.task.database import Database, DatabaseError, MockDatabase, Tables
 from minigrpo.task.prompt import read_examples, render_prompt, schema_text
@@ -127,12 +127,12 @@ def _login(cfg: config.Database) -> dict[str, Any]:
 
 
 def exit_status(program: str, recipe: Callable[[], int]) -> int:
-    """Run a recipe. What is the user's to mend, the machine's or the database's, is one sentence on stderr and status 1, not
-    a traceback; Ctrl-C is 130 and SIGTERM 143."""
-    exit_on_sigterm()
+    """Run a recipe. What is the user's to mend, the machine's or the database's, or numbers that broke, is one sentence on
+    stderr and status 1, not a traceback; Ctrl-C is 130 and SIGTERM 143."""
+    exit_on_signals()
     try:
         return recipe()
-    except (ValueError, OSError, MemoryError, DatabaseError) as error:
+    except (ValueError, OSError, MemoryError, FloatingPointError, DatabaseError) as error:
         sys.stderr.write(f"{program}: {error}\n")
         return 1
     except KeyboardInterrupt:

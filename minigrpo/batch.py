@@ -23,11 +23,13 @@ from minigrpo.shapes import check, check_boolean
 class Part:
     """Some groups of a batch, padded among themselves: one forward and backward pass. B = Q · K is question-major.
 
-    ``generation_logp_BC`` are the log-probs that the search saw: only ever compared with those of scoring.
-    ``old_logp_BC`` is None when the batch is used for one update: then the update's own forward pass, detached, is the old
-    policy. Every pass over a part computes the same shapes, so that equal policies give equal bits.
+    ``names`` are the questions', for errors to speak of. ``generation_logp_BC`` are the log-probs that the search saw: only
+    ever compared with those of scoring. ``old_logp_BC`` is None when the batch is used for one update: then the update's own
+    forward pass, detached, is the old policy. Every pass over a part computes the same shapes, so that equal policies give
+    equal bits.
     """
 
+    names: tuple[str, ...]
     prompts: Prompts
     ids_QKC: Tensor
     mask_QKC: Tensor
@@ -118,4 +120,5 @@ def _make_part(groups: Sequence[Group], advantage_QK: Tensor, model: CausalLM, *
         ref_logp_BC = scored()
     with clock("old"):
         old_logp_BC = scored() if keep_old else None
-    return Part(prompts, ids_QKC, mask_QKC, advantage_QK, generation_logp_QKC.flatten(0, 1), ref_logp_BC, old_logp_BC)
+    return Part(tuple(group.question.id for group in groups), prompts, ids_QKC, mask_QKC, advantage_QK,
+                generation_logp_QKC.flatten(0, 1), ref_logp_BC, old_logp_BC)

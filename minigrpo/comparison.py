@@ -139,7 +139,7 @@ def plot_costs(runs: Mapping[str, Sequence[Records]], out: Path) -> list[Path]:
 
 
 def _draw_phases(axes: "Axes", runs: Mapping[str, Sequence[Records]]) -> None:
-    """The mean seconds of a step of GRPO by phase, but for what takes next to nothing; of the warm-up where there is no other."""
+    """Mean seconds of a step of GRPO by phase, but for what takes next to nothing; of the warm-up where there is no other."""
     steps = {label: [phases(record) for run in members for record in run.steps or run.warmup]
              for label, members in runs.items()}
     names = list(dict.fromkeys(name for records in steps.values() for name in records[0]))

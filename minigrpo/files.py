@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and locks on them. Knows nothing of what is in them."""
+"""Files and folders that are there whole or not at all, and locks on folders. Knows nothing of what is in them."""
 
 import fcntl
 import os
@@ -8,22 +8,61 @@ from pathlib import Path
 from typing import IO, Iterator
 
 
+def write_whole(file: Path, content: bytes) -> None:
+    """Write aside, flush to disk, then take the name and place of ``file``: the old content is there or the new, no part."""
+    aside = file.with_name(file.name + ".writing")
+    try:
+        with named(file):
+            aside.write_bytes(content)
+            flush(aside)
+            aside.replace(file)
+            flush(file.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder beside ``folder`` to write to; on leaving its files are flushed to disk and it takes the name and place
-    of ``folder``. An error leaves ``folder`` as it was; a power cut may leave none, but never half of one."""
+    of ``folder``. An error or Ctrl-C leaves the old or the new; a power cut may leave none, but never half of one."""
     aside, old = (folder.with_name(f"{folder.name}{suffix}.writing") for suffix in ("", ".old"))
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    for file in aside.iterdir():
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+    try:
+        with named(folder):
+            aside.mkdir(parents=True)
+            yield aside
+            for file in (*aside.iterdir(), aside):
+                flush(file)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            aside.rename(folder)
+            flush(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():            # between two renames
+            old.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)            # on a full disk it would stand in the way of what comes next
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Within the block an error of the system's that names no file, as that of a full disk, is one of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lock_folder(folder: Path) -> IO[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import textwrap
 import time
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import IO, Callable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
+
+from minigrpo.files import flush, named, write_whole
 
 Metrics = dict[str, float]
 WIDTH, INDENT = 79, 12                          # of what stands beside a label on the console: where it ends and begins
@@ -49,30 +52,50 @@ def average(records: Sequence[Metrics]) -> Metrics:
 class JsonLines:
     """An append-only JSONL file, one record a line, on disk as soon as written."""
 
-    def __init__(self, path: Path, *, keep_below: int | None = None) -> None:
-        """``keep_below``: first cut an existing file back to records whose "step" is smaller (a torn last line goes too)."""
-        if path.exists() and keep_below is not None:
+    def __init__(self, path: Path, *, keep: Callable[[Mapping], bool] | None = None) -> None:
+        """``keep``: first cut an existing file back to the records for which it holds (a torn last line goes too)."""
+        self.path = path
+        if path.exists() and keep is not None:
             *whole, _ = path.read_bytes().split(b"\n")          # bytes: a torn line may end within a character
-            aside = path.with_name(path.name + ".writing")
-            aside.write_bytes(b"".join(line + b"\n" for line in whole if json.loads(line)["step"] < keep_below))
-            aside.replace(path)
+            write_whole(path, b"".join(line + b"\n" for number, line in enumerate(whole, start=1)
+                                       if keep(self._record(line, number))))
         self.file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:
         """Numbers that JSON has no word for (NaN, ±inf) become null; values of a database that it has none for, text."""
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                   for key, value in record.items()}
-        self.file.write(json.dumps(finite, ensure_ascii=False, default=str) + "\n")
-        self.file.flush()
+        with named(self.path):
+            self.file.write(json.dumps(finite, ensure_ascii=False, default=str) + "\n")
+            self.file.flush()
+
+    def flush(self) -> None:
+        """What was written outlives a power cut, too."""
+        flush(self.path)
 
     def close(self) -> None:
-        self.file.close()
+        with named(self.path):
+            self.file.close()
+
+    def _record(self, line: bytes, number: int) -> Mapping:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{self.path}:{number}: expected a JSON object ({error})") from None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise ValueError(f"{self.path}:{number}: expected a JSON object with a step, got {str(record)[:100]}")
+        return record
 
 
 # -------------------------------------------------------------------------------------------------------------- console
 def say(text: str = "") -> None:
     """A line above the progress bar, if there is one."""
     tqdm.write(text)
+
+
+def warn(text: str) -> None:
+    """A line on stderr: what went wrong, and did not end the program."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def progress(total: int, description: str, *, initial: int = 0, leave: bool = True) -> tqdm:

@@ -3,11 +3,12 @@
     out/config.toml                        the resolved config
     out/metrics.jsonl                      one record a step; evaluations among them ("dev/strict", ...)
     out/samples.jsonl                      now and then a group in full
-    out/checkpoints/step-000025/           adapter in peft's layout, optimiser state, state.json
+    out/checkpoints/step-000025/           adapter in peft's layout, optimiser state, state.json, SHA256SUMS (states.py)
     out/summary.json                       the report splits before and after; their rows in before.jsonl, after.jsonl
     out/new, out/base, out/warmup          what training starts from, where it was made here (start.py)
 
-A step is in the records only if it is in the state: resuming cuts the records back to the checkpoint it starts from.
+A step is in the records only if it is in the state: resuming cuts the records back to the checkpoint it starts from, which is
+the newest that is as it was written.
 """
 
 import dataclasses
@@ -22,16 +23,16 @@ from typing import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 
 from minigrpo import config
-from minigrpo.files import lock_folder, whole_folder
+from minigrpo.files import lock_folder, write_whole
 from minigrpo.metrics import Clock, JsonLines, Metrics, headline, labelled, progress, say
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.rollout import Group, Rollout, group_metrics
 from minigrpo.runtime import peak_memory
+from minigrpo.states import State, drop_states, newest_state, state_folder, states, write_state
 from minigrpo.task.answer import render_answer
-from minigrpo.update import load_optimizer, optimizer_tensors
+from minigrpo.update import Dropped, load_optimizer, optimizer_tensors
 
-FORMAT = 1                                      # of state.json
 KEEP = 2                                        # checkpoints kept besides the best one on the evaluation split
 # What --resume may change: where things are, how much is done and shown; not what a step computes (but for rounding).
 FREE_TO_CHANGE = ("task.path", "database.host", "database.port", "database.socket", "database.user",
@@ -48,16 +49,19 @@ class Run:
     """
 
     def __init__(self, cfg: config.Run, policy: Policy, optimizer: torch.optim.Optimizer, adapter_facts: Mapping) -> None:
-        """``cfg.out`` is held by ``open_folder``; the newest checkpoint that is there is where it goes on."""
+        """``cfg.out`` is held by ``open_folder``; the newest sound checkpoint that is there is where it goes on."""
         self.cfg, self.policy, self.optimizer, self.adapter_facts = cfg, policy, optimizer, adapter_facts
         self.folder, self.done, self.saved, self.evaluated = Path(cfg.out), 0, 0, 0
         self.best: dict[str, float] | None = None
+        self.dropped = Dropped()
         self.signal: int | None = None
         self.reporting = False
-        if kept := checkpoints(self.folder):
-            self._load(kept[-1])
-        self.metrics = JsonLines(self.folder / "metrics.jsonl", keep_below=self.done)
-        self.samples = JsonLines(self.folder / "samples.jsonl", keep_below=self.done)
+        if found := newest_state(self.folder / "checkpoints"):
+            self._load(*found)
+        # An evaluation is of the state only once the state says so: written just before, it is made again.
+        self.metrics = JsonLines(self.folder / "metrics.jsonl", keep=lambda record: record["step"] < (
+            self.done if "reward" in record else self.evaluated))
+        self.samples = JsonLines(self.folder / "samples.jsonl", keep=lambda record: record["step"] < self.done)
         self.moves = self._optimizer_steps()
 
     # ------------------------------------------------------------------------------------------------- the loop's side
@@ -66,8 +70,10 @@ class Run:
         while self.done < self.cfg.steps and self.signal is None:
             yield self.done
 
-    def record(self, step: int, groups: Sequence[Group], report: Metrics, clock: Clock) -> None:
-        """A step is done: log it, show it, and every ``save_every`` steps save."""
+    def record(self, step: int, groups: Sequence[Group], report: Metrics, clock: Clock,
+               faults: Sequence[str] = ()) -> None:
+        """A step is done: log it, show it, and every ``save_every`` steps save. ``faults``: what was not finite in it; too
+        many such steps in a row end the run (``FloatingPointError``)."""
         metrics = {"step": step, **group_metrics(groups), **report, **clock.metrics(),
                    "memory/peak_bytes": peak_memory(self.policy.model.device)}
         self.metrics.write(metrics)
@@ -76,10 +82,12 @@ class Run:
                                 "rollouts": [dataclasses.asdict(rollout) for rollout in groups[0].rollouts]})
             say(f"\nstep {step} · {show(groups[0])}")
         self.done, self.moves = step + 1, self._optimizer_steps()
+        self.dropped.see(step, faults)
         self.bar.set_postfix_str(headline(metrics), refresh=False)
         self.bar.update()
         if self.done % self.cfg.save_every == 0:
             self.save()
+        self.dropped.check()
 
     def evaluation_due(self) -> bool:
         """After every ``evaluate_every`` steps and the last; also on resuming, where it was not done."""
@@ -89,13 +97,13 @@ class Run:
 
     def record_evaluation(self, split: str, summary: Mapping[str, float]) -> None:
         """Log a summary of ``evaluate.summarise`` after the last step; the best so far by ``strict`` keeps its checkpoint."""
-        self.evaluated = self.done
         self.metrics.write({"step": self.done - 1, **{f"{split}/{name}": value for name, value in summary.items()
                                                       if not isinstance(value, Mapping)}})
         say(f"step {self.done - 1} · {split}: strict {summary['strict']:.1f} % · EMS {summary['ems']:.1f} · "
             f"REMS {summary['rems']:.1f} · errors {summary['error_rate']:.1f} % · {summary['n']} of {summary['of']}")
         if self.best is None or summary["strict"] > self.best["strict"]:
             self.best = {"step": self.done, "strict": summary["strict"]}
+        self.evaluated = self.done                      # last: before it, whatever interrupts us has the evaluation made again
         self.save()
 
     def report(self, moment: str, evaluate: Callable[[], tuple[Iterable[Mapping], Mapping]]) -> dict[str, Mapping]:
@@ -105,39 +113,31 @@ class Run:
         if moment not in record or moment == "after" and record["steps"] != self.done:
             with self._reporting():
                 rows, summary = evaluate()
-            (self.folder / f"{moment}.jsonl").write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_whole(self.folder / f"{moment}.jsonl", lines.encode())
             record |= {"steps": self.done, moment: summary}
-            aside = file.with_name("summary.json.writing")
-            aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            aside.replace(file)
+            write_whole(file, (json.dumps(record, indent=2) + "\n").encode())
         return record
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
     def save(self) -> None:
-        """Write a checkpoint of the last whole step: aside, then renamed into place; prune old ones."""
-        folder = checkpoint_folder(self.folder, self.done)
-        with whole_folder(folder) as aside:
+        """Write a checkpoint of the last whole step, after the records that belong to it; remove old ones."""
+        for records in (self.metrics, self.samples):
+            records.flush()
+        facts = {"evaluated": self.evaluated, "best": self.best, "dropped": vars(self.dropped)}
+        with write_state(self.folder / "checkpoints", self.done, facts) as aside:
             save_adapter(self.policy.model, aside, **self.adapter_facts)
             save_tensors(aside / "optimizer.safetensors",
                          optimizer_tensors(self.optimizer, adapter_parameters(self.policy.model)))
-            state = {"format": FORMAT, "step": self.done, "evaluated": self.evaluated, "best": self.best}
-            (aside / "state.json").write_text(json.dumps(state) + "\n")
         self.saved = self.done
-        kept = {checkpoint_folder(self.folder, self.best["step"])} if self.best else set()
-        for old in checkpoints(self.folder)[:-KEEP]:
-            if old not in kept:
-                shutil.rmtree(old)
+        drop_states(self.folder / "checkpoints", self.done, keep=KEEP, best=self.best and self.best["step"])
 
-    def _load(self, folder: Path) -> None:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise ValueError(f"{folder}: checkpoint format {state['format']}, this program reads {FORMAT}")
+    def _load(self, folder: Path, state: State) -> None:
         load_adapter(self.policy.model, folder, base=self.adapter_facts["base"])
         load_optimizer(self.optimizer, adapter_parameters(self.policy.model),
                        load_tensors(folder / "optimizer.safetensors"))
         self.done = self.saved = state["step"]
-        self.evaluated, self.best = state["evaluated"], state["best"]
+        self.evaluated, self.best, self.dropped = state["evaluated"], state["best"], Dropped(**state["dropped"])
 
     def _optimizer_steps(self) -> float:
         """How often the adapters have moved; changed since the last record, the state is in the middle of a step."""
@@ -158,7 +158,7 @@ class Run:
         self.metrics.close()
         self.samples.close()
         if self.saved:
-            say(f"saved: {checkpoint_folder(self.folder, self.saved)} ({self.saved} steps)")
+            say(f"saved: {state_folder(self.folder / 'checkpoints', self.saved)} ({self.saved} steps)")
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -175,20 +175,24 @@ class Run:
 
 
 def check_folder(cfg: config.Config, *, resume: bool) -> None:
-    """Whether ``run.out`` can take this run: cheap, so it is asked before anything large is loaded. Else ``ValueError``.
-
-    Resuming under another config would make a run that no config describes.
-    """
+    """Whether ``run.out`` can take this run: cheap, so it is asked before anything large is loaded. Else ``ValueError``."""
     folder = Path(cfg.run.out)
+    if (folder / "lock").exists():
+        lock_folder(folder).close()                     # in use by another process: that is to be said first
+    _check_run(cfg, folder, resume=resume)
+
+
+def _check_run(cfg: config.Config, folder: Path, *, resume: bool) -> None:
+    """Resuming under another config would make a run that no config describes."""
     if not resume:
         if has_steps(folder):
             raise ValueError(f"{folder} already holds a run: go on with --resume, or choose another run.out")
         return
     if not (folder / "config.toml").exists():
-        raise ValueError(f"--resume: {folder} holds no run")
+        raise ValueError(f"--resume: {folder} holds no run; to start one, leave --resume out")
     then, now = config.flatten(config.load_config(folder / "config.toml")), config.flatten(cfg)
     for dotted, value in now.items():
-        if value != then[dotted] and not dotted.startswith(FREE_TO_CHANGE):
+        if value != then[dotted] and dotted not in FREE_TO_CHANGE:
             raise ValueError(f"--resume: {dotted} was {then[dotted]!r} and is now {value!r}; "
                              f"to change it, start another run")
 
@@ -199,11 +203,12 @@ def open_folder(cfg: config.Config, *, resume: bool) -> Iterator[Path]:
     check_folder(cfg, resume=resume)
     folder = Path(cfg.run.out)
     with lock_folder(folder):
+        _check_run(cfg, folder, resume=resume)          # nobody else can change it any more
         if not resume:                                  # what is left of a start that failed before its first step
             shutil.rmtree(folder / "new", ignore_errors=True)
             for name in ("summary.json", "before.jsonl", "after.jsonl"):
                 (folder / name).unlink(missing_ok=True)
-        (folder / "config.toml").write_text(config.dump_config(cfg), encoding="utf-8")
+        write_whole(folder / "config.toml", config.dump_config(cfg).encode())
         yield folder
 
 
@@ -213,13 +218,9 @@ def has_steps(run: Path) -> bool:
     return bool(checkpoints(run)) or any(file.exists() and file.stat().st_size > 0 for file in records)
 
 
-def checkpoint_folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:06d}"
-
-
 def checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(folder for folder in run.glob("checkpoints/step-*") if folder.suffix != ".writing")
+    """A run's checkpoints, oldest first."""
+    return states(run / "checkpoints")
 
 
 def show(group: Group) -> str:

@@ -54,8 +54,10 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def exit_on_sigterm() -> None:
-    """SIGTERM ends the program as an error does, so that what is open gets closed."""
+def exit_on_signals() -> None:
+    """SIGTERM and Ctrl-C end the program as an error does, so that what is open gets closed."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:           # as in a script's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 

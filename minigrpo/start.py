@@ -180,15 +180,14 @@ def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], aske
     if not cfg.warmup.source:
         return
     made = out / ("base" if cfg.warmup.method == "full" else "warmup")
-    if made.exists():
-        return
-    policy = _warm_policy(cfg, judge, train, asked)
-    with whole_folder(made) as aside:
-        if cfg.warmup.method == "full":
-            model = policy.model.to(choose_dtype(cfg.model.dtype, policy.model.device))
-            save_model(model, aside, like=find_model(untaught(cfg)))
-        else:
-            save_adapter(policy.model, aside, base=untaught(cfg), **adapter_facts(cfg))
+    if not made.exists():
+        policy = _warm_policy(cfg, judge, train, asked)
+        with whole_folder(made) as aside:
+            if cfg.warmup.method == "full":
+                model = policy.model.to(choose_dtype(cfg.model.dtype, policy.model.device))
+                save_model(model, aside, like=find_model(untaught(cfg)))
+            else:
+                save_adapter(policy.model, aside, base=untaught(cfg), **adapter_facts(cfg))
     shutil.rmtree(out / "warmup-state", ignore_errors=True)
 
 

@@ -4,7 +4,6 @@ Copying a name from the question into the SQL is learned all of a sudden, so a c
 small model has become. ``stop_at`` ends the warm-up by what it can do, and slows it down on the way there.
 """
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,14 @@ import torch
 from torch import nn
 
 from minigrpo import config
-from minigrpo.files import whole_folder
 from minigrpo.metrics import Clock, JsonLines, progress, say
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer
 from minigrpo.policy.weights import load_tensors, save_tensors
 from minigrpo.runtime import settle
+from minigrpo.states import drop_states, newest_state, write_state
 from minigrpo.task.questions import Question, QuestionStream
-from minigrpo.update import load_optimizer, optimizer_tensors, supervised_update
+from minigrpo.update import Dropped, load_optimizer, optimizer_tensors, supervised_update
 
 RISE = 20                                       # steps in which the learning rate reaches its height
 SLOWEST = 0.1                                   # of the learning rate, near stop_at
@@ -55,47 +54,55 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
     """Move ``parameters`` (all of the model's, or its adapters') until all epochs are over or ``score()`` is ``stop_at``.
 
     The learning rate rises over 20 steps, then falls: with the part of the way to ``stop_at`` that is left, or, without it,
-    evenly over the steps. ``folder`` holds a record of the steps and, meanwhile, the newest state to go on from.
+    evenly over the steps. ``folder`` holds a record of the steps and, meanwhile, the newest states to go on from. Too many
+    steps in a row that are not finite end it (``FloatingPointError``).
     """
     optimizer = torch.optim.AdamW(parameters.values(), lr=cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     stream, total = QuestionStream(examples, cfg.batch, seed), math.ceil(len(examples) * cfg.epochs / cfg.batch)
-    state = folder / "warmup-state"
-    done, reached = _load(state, optimizer, parameters) if state.exists() else (0, 0.0)
-    records = JsonLines(folder / "warmup.jsonl", keep_below=done)
+    saved = folder / "warmup-state"
+    done, reached, dropped = _load(saved, optimizer, parameters)
+    records = JsonLines(folder / "warmup.jsonl", keep=lambda record: record["step"] < done)
     with progress(total, "warm-up", initial=done) as bar:
         while done < total and not (cfg.stop_at and reached >= cfg.stop_at):
             pace = max(SLOWEST, 1 - reached / cfg.stop_at) if cfg.stop_at else 1 - done / total
             for group in optimizer.param_groups:
                 group["lr"] = cfg.learning_rate * min(1.0, (done + 1) / RISE) * pace
-            clock = Clock(partial(settle, model.device))
+            clock, faults = Clock(partial(settle, model.device)), []
             with clock("update"):
                 report = supervised_update(model, optimizer, stream.batch(done), max_grad_norm=max_grad_norm,
-                                           micro_batch_tokens=micro_batch_tokens)
+                                           micro_batch_tokens=micro_batch_tokens, faults=faults)
             record = {"step": done, **report, **clock.metrics()}
+            dropped.see(done, faults)
             done += 1
             if cfg.stop_at and (done % cfg.look_every == 0 or done == total):
                 reached = record["strict"] = score()
             records.write(record)
             bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {reached:.0f}%" if cfg.stop_at else ""))
             bar.update()
-            if done % save_every == 0:
-                _save(state, done, reached, optimizer, parameters)
+            if done % save_every == 0 or dropped.enough():
+                records.flush()
+                _save(saved, done, reached, dropped, optimizer, parameters)
+            dropped.check()
     records.close()
     if cfg.stop_at and reached < cfg.stop_at:
         say(f"warm-up: all {cfg.epochs} epochs are over at {reached:.1f} % strict, below warmup.stop_at = {cfg.stop_at:g}")
 
 
-def _save(folder: Path, done: int, reached: float, optimizer: torch.optim.Optimizer,
+def _save(folder: Path, done: int, reached: float, dropped: Dropped, optimizer: torch.optim.Optimizer,
           parameters: Mapping[str, nn.Parameter]) -> None:
-    with whole_folder(folder) as aside:
+    drop_states(folder, done - 1, keep=1)                   # before: a state of all weights is large, so never three
+    with write_state(folder, done, {"strict": reached, "dropped": vars(dropped)}) as aside:
         save_tensors(aside / "parameters.safetensors", parameters)
         save_tensors(aside / "optimizer.safetensors", optimizer_tensors(optimizer, parameters))
-        (aside / "state.json").write_text(json.dumps({"step": done, "strict": reached}) + "\n", encoding="utf-8")
 
 
-def _load(folder: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> tuple[int, float]:
+def _load(folder: Path, optimizer: torch.optim.Optimizer,
+          parameters: Mapping[str, nn.Parameter]) -> tuple[int, float, Dropped]:
+    """Where it goes on: the steps done, how good it was, the newest of them that moved nothing."""
+    if (found := newest_state(folder)) is None:
+        return 0, 0.0, Dropped()
+    folder, state = found
     for name, tensor in load_tensors(folder / "parameters.safetensors").items():
         parameters[name].data.copy_(tensor)
     load_optimizer(optimizer, parameters, load_tensors(folder / "optimizer.safetensors"))
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state["step"], state["strict"]
+    return state["step"], state["strict"], Dropped(**state["dropped"])

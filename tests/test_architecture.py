@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minigrpo").rglob("*.py"))
 RECIPES = [ROOT / "train.py", ROOT / "eval.py"]
-LAYER_0 = {"shapes", "config", "runtime", "metrics", "files"}
+LAYER_0 = {"shapes", "config", "runtime", "metrics", "files", "states"}
 # Layer 2, each after those it may import.
 LAYER_2 = ["rollout", "batch", "update", "intervals", "evaluate", "tables", "warmup", "start", "assemble", "run", "ask", "plan",
            "dry_run", "records", "pictures", "comparison", "report", "experiments"]

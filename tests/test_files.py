@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minigrpo.files import lock_folder, whole_folder
+from minigrpo.files import lock_folder, whole_folder, write_whole
 
 ROOT = Path(__file__).parent.parent
 OLD, NEW = {"a": "old a", "b": "old b", "only old": "x"}, {"a": "new a", "b": "new b"}
@@ -124,7 +124,9 @@ def count(event, arguments):
     global left
     if event in ("os.rename", "os.remove", "os.rmdir") or event == "open" and sys.argv[1] in str(arguments[0]):
         left -= 1
-        if left < 0:
+        if left == -1:
+            if sys.argv[3] == "interrupted":
+                raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGKILL)
 
 with whole_folder(folder) as aside:
@@ -132,6 +134,24 @@ with whole_folder(folder) as aside:
         (aside / name).write_text(f"new {name}")
     sys.addaudithook(count)
 """
+
+
+def exchanged(folder: Path, moment: int, how: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", KILLED_AT, str(folder), str(moment), how], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def test_interrupted_at_any_moment_of_the_exchange_a_folder_is_the_old_one_or_the_new(tmp_path):
+    """Ctrl-C before the first, the second, ... thing that is done to the disk: here there is time to put things right, so none
+    of the moments leaves nothing, and what was set aside is gone again."""
+    seen, code = [], 1
+    while code != 0:
+        assert len(seen) < 50
+        place = tmp_path / str(len(seen))
+        fill(place / "f", OLD)
+        code = exchanged(place / "f", len(seen), "interrupted").returncode
+        seen.append(content(place / "f"))
+        assert not (place / "f.writing").exists()
+    assert seen[0] == OLD and seen[-1] == NEW and len(seen) > 3 and all(state in (OLD, NEW) for state in seen), seen
 
 
 def test_killed_at_any_moment_of_the_exchange_a_folder_is_never_half_there(tmp_path):
@@ -143,7 +163,7 @@ def test_killed_at_any_moment_of_the_exchange_a_folder_is_never_half_there(tmp_p
         assert len(seen) < 50
         place = tmp_path / str(len(seen))
         fill(place / "f", OLD)
-        code = subprocess.run([sys.executable, "-c", KILLED_AT, str(place / "f"), str(len(seen))], cwd=ROOT).returncode
+        code = exchanged(place / "f", len(seen), "killed").returncode
         seen.append(content(place / "f"))
     assert code == 0 and seen[0] == OLD and seen[-1] == NEW and len(seen) > 3
     assert all(state in (OLD, NEW, None) for state in seen), seen
@@ -215,3 +235,65 @@ def test_a_folder_without_permission_is_one_sentence(folder):
     ended = subprocess.run([*as_nobody, sys.executable, "-B", "-c", LOCK, folder], cwd=ROOT, capture_output=True, text=True)
     assert re.fullmatch(f"ValueError: run.out: {folder} cannot be written to: (Permission denied|Read-only file system)",
                         ended.stderr.splitlines()[-1])
+
+
+# ------------------------------------------------------------------------------------------------------------- whole files
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    (tmp_path / "f").write_text("old and longer")
+    write_whole(tmp_path / "f", "Õ\n".encode())
+    assert (tmp_path / "f").read_bytes() == b"\xc3\x95\n" and [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+FILE_KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from minigrpo.files import write_whole
+
+file, left = Path(sys.argv[1]), int(sys.argv[2])
+
+def count(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove") or event == "open" and sys.argv[1] in str(arguments[0]):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+write_whole(file, b"new")
+"""
+
+
+def test_killed_at_any_moment_a_file_is_the_old_one_or_the_new(tmp_path):
+    seen, code = [], -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        assert len(seen) < 20
+        file = tmp_path / str(len(seen))
+        file.write_bytes(b"old")
+        code = subprocess.run([sys.executable, "-c", FILE_KILLED_AT, str(file), str(len(seen))], cwd=ROOT).returncode
+        seen.append(file.read_bytes())
+    assert code == 0 and seen[0] == b"old" and seen[-1] == b"new" and len(seen) > 2 and set(seen) == {b"old", b"new"}
+
+
+def test_names_reach_the_disk_and_not_content_alone(tmp_path, monkeypatch):
+    """After a power cut a name may stand for nothing: all files and the folder that holds their names are flushed before the
+    rename, and the folder in which it happens, after it."""
+    done = []
+    sync, rename, replace = os.fsync, Path.rename, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(Path(os.readlink(f"/proc/self/fd/{file}")).name), sync(file)))
+    monkeypatch.setattr(Path, "rename", lambda *paths: (done.append("renamed"), rename(*paths))[1])
+    monkeypatch.setattr(Path, "replace", lambda *paths: (done.append("renamed"), replace(*paths))[1])
+    with whole_folder(tmp_path / "in/f") as aside:
+        fill(aside, NEW)
+    assert sorted(done[:2]) == ["a", "b"] and done[2:] == ["f.writing", "renamed", "in"]
+    done.clear()
+    write_whole(tmp_path / "in/file", b"x")
+    assert done == ["file.writing", "renamed", "in"]
+
+
+def test_an_error_that_names_no_file_is_told_which(tmp_path):
+    """The system does not say which file found the disk full; an error that does say, or is none of the system's, stays."""
+    for error, said in ((OSError(28, "No space left on device"), f"[Errno 28] No space left on device: '{tmp_path}/f'"),
+                        (OSError(2, "No such file", "other"), "[Errno 2] No such file: 'other'"), (OSError("odd"), "odd")):
+        with pytest.raises(OSError) as caught, whole_folder(tmp_path / "f"):
+            raise error
+        assert str(caught.value) == said and list(tmp_path.iterdir()) == []         # nor is room taken by what was begun

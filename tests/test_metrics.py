@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from minigrpo.metrics import Clock, JsonLines, verbatim
 
 
@@ -27,10 +29,21 @@ def test_records_are_cut_back_to_a_step_and_a_torn_line_goes(tmp_path):
     lines.close()
     with file.open("a") as torn:
         torn.write('{"step": 1')                       # the machine went down while writing
-    again = JsonLines(file, keep_below=2)
+    again = JsonLines(file, keep=lambda record: record["step"] < 2)
     again.write({"step": 2})
     again.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("line", ['{"step": 1', "[1]", '{"step": "1"}', '{"reward": 1}', "\x00\x00"])
+def test_a_record_that_is_none_is_refused_with_its_place_and_the_file_stays(tmp_path, line):
+    """Not the torn last line, which goes without a word: one in between, which nobody but a person can have made so."""
+    file = tmp_path / "m.jsonl"
+    file.write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
+    before = file.read_bytes()
+    with pytest.raises(ValueError) as caught:
+        JsonLines(file, keep=lambda record: record["step"] < 2)
+    assert str(caught.value).startswith(f"{file}:2: expected a JSON object") and file.read_bytes() == before
 
 
 def test_verbatim_text_keeps_its_spaces_stays_within_80_columns_and_commands_no_terminal():

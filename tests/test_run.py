@@ -149,6 +149,40 @@ def test_records_beyond_the_checkpoint_are_cut_and_torn_lines_go_even_within_a_c
     assert lines(again, "samples.jsonl")[-1]["text"] == "a\u2028b\x85c"
 
 
+def test_an_evaluation_that_the_checkpoint_does_not_know_is_cut_and_made_again(enter):
+    """Killed when the evaluation after step 1 was on record and the checkpoint that says so was not: two records of it would
+    be one too many. What was evaluated before that checkpoint stays."""
+    summary = {"strict": 1.0, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1}
+    with enter("run.steps=4", "run.evaluate_every=1", "run.save_every=1") as run:
+        take_step(run, 0)
+        run.record_evaluation("dev", summary)
+        take_step(run, 1)
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "dev/strict": 1.0}\n')
+    again = enter("run.steps=4", "run.evaluate_every=1", "run.save_every=1", resume=True)
+    assert [(line["step"], "reward" in line) for line in lines(again)] == [(0, True), (0, False), (1, True)]
+    assert again.evaluation_due()
+
+
+def test_a_torn_config_is_never_there(enter, monkeypatch):
+    """On resuming it is written anew: were it cut off after [task], all else would seem to have been default, and the run
+    could not be gone on with. The disk is full when it is written; the old one stays."""
+    with enter("run.steps=1") as run:
+        take_step(run, 0)
+    before = (run.folder / "config.toml").read_text()
+
+    def full(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device: '.*config.toml'"):
+        patch.setattr(Path, "write_bytes", full)
+        enter("run.steps=2", resume=True)
+    assert (run.folder / "config.toml").read_text() == before
+    assert enter("run.steps=2", resume=True).done == 1
+
+
 def test_nothing_moved_yet_nothing_to_save(enter):
     with enter("run.steps=0") as run:
         assert list(run.steps()) == []
@@ -187,7 +221,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_started_anew(enter):
 
 
 def test_there_must_be_something_to_resume(enter, tmp_path):
-    assert refusal(enter, resume=True) == f"--resume: {tmp_path}/run holds no run"
+    assert refusal(enter, resume=True) == f"--resume: {tmp_path}/run holds no run; to start one, leave --resume out"
     assert not (tmp_path / "run").exists()                  # a slip of the keyboard leaves no folder
 
 
@@ -226,18 +260,39 @@ def test_what_changes_no_result_may_change(enter):
     assert load_config(run.folder / "config.toml").run.steps == 9
 
 
-@pytest.mark.parametrize("name, change, sentence", [
-    ("optimizer.safetensors", lambda content: content[:-10], "optimizer.safetensors is not a whole safetensors file"),
-    ("state.json", lambda content: content.replace(b'"format": 1', b'"format": 99'),
-     "checkpoint format 99, this program reads 1"),
-    ("adapter_model.safetensors", lambda content: b"", "adapter_model.safetensors is not a whole safetensors file"),
-])
-def test_a_checkpoint_that_is_torn_or_of_another_format_is_refused(enter, name, change, sentence):
-    with enter("run.steps=1") as run:
-        take_step(run, 0)
-    file = checkpoints(run.folder)[0] / name
-    file.write_bytes(change(file.read_bytes()))
-    assert sentence in refusal(enter, "run.steps=1", resume=True)
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "state.json", "adapter_model.safetensors", "adapter_config.json"])
+def test_a_checkpoint_with_a_bit_that_was_not_written_is_refused_and_the_one_before_is_used(enter, capsys, name):
+    """Saved after 2 and after 4 steps; the second is spoilt. Steps 2 and 3 are made again, to the same bits."""
+    with enter("run.steps=4") as run:
+        for step in run.steps():
+            take_step(run, step)
+    end, moments, recorded = adapters(run), moments_of(run), lines(run)
+    file = run.folder / "checkpoints/step-000004" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    capsys.readouterr()
+    with enter("run.steps=4", resume=True) as again:
+        assert again.done == 2 and [line["step"] for line in lines(again)] == [0, 1] and not same(adapters(again), end)
+        for step in again.steps():
+            take_step(again, step)
+    assert f"step-000004 is not used: {name} is not what was written" in capsys.readouterr().err
+    assert same(adapters(again), end) and [line["step"] for line in lines(again)] == [line["step"] for line in recorded]
+    assert all(torch.equal(tensor, moments[name]) for name, tensor in moments_of(again).items())
+    assert enter("run.steps=4", resume=True).done == 4                  # and now that one is whole
+
+
+def test_without_a_whole_checkpoint_there_is_no_resuming_and_the_records_stay(enter, tmp_path):
+    with enter("run.steps=4") as run:
+        for step in run.steps():
+            take_step(run, step)
+    before = lines(run)
+    for folder in checkpoints(run.folder):
+        (folder / "optimizer.safetensors").write_bytes(b"")
+    assert refusal(enter, "run.steps=4", resume=True) == (
+        f"{tmp_path}/run/checkpoints/step-000004 is not used: optimizer.safetensors is not what was written, by its checksum "
+        f"in SHA256SUMS; no other in {tmp_path}/run/checkpoints can be used: to begin again, remove that folder")
+    assert lines(run) == before
 
 
 def test_a_folder_is_for_one_process(enter, tmp_path):
@@ -319,6 +374,44 @@ def test_an_evaluation_is_due_once_and_again_where_it_was_not_done(enter):
         again.record_evaluation("dev", {"strict": 1.0, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1})
         assert not again.evaluation_due()
     assert not enter("run.steps=3", "run.evaluate_every=2", resume=True).evaluation_due()
+
+
+# ------------------------------------------------------------------------------------------------------- what is not finite
+def broken_step(run: Run, step: int) -> None:
+    """As update leaves it: nothing has moved, and it says why."""
+    run.record(step, [group(1)], {"kl": 0.0, "grad_norm": float("nan"), "skipped": 1.0}, Clock(), [f"the loss, in {step}"])
+
+
+SENTENCE = ("{} steps in a row moved nothing, since something in them was not finite, first in step {}: the loss, in {}; what "
+            "was learned until then is saved")
+
+
+def test_five_steps_in_a_row_that_are_not_finite_end_the_run_with_where_it_began(enter, capsys):
+    """Step 0 is whole, 1 to 4 are not, 5 is; then 6 to 10 are five. All of them are on record and saved."""
+    with pytest.raises(FloatingPointError) as caught, enter("run.steps=99", "run.save_every=50") as run:
+        for step in run.steps():
+            (take_step if step in (0, 5) else broken_step)(run, step)
+    assert str(caught.value) == SENTENCE.format(5, 6, 6)
+    assert names(run) == ["step-000011"] and [line["step"] for line in lines(run)] == [*range(11)]
+    said = [line for line in capsys.readouterr().err.splitlines() if "moves nothing" in line]
+    assert len(said) == 9 and said[0] == "step 1 moves nothing, something in it is not finite: the loss, in 1"
+
+
+def test_a_resumed_run_knows_of_those_before_and_may_try_as_many_again(enter):
+    """Three before it was stopped and two after are five; resumed after that, five more, and it still says where it began."""
+    with enter("run.steps=3") as run:
+        for step in run.steps():
+            broken_step(run, step)
+    for done in (5, 10):
+        with pytest.raises(FloatingPointError) as caught, enter("run.steps=99", resume=True) as run:
+            for step in run.steps():
+                broken_step(run, step)
+        assert run.done == done and str(caught.value) == SENTENCE.format(done, 0, 0)
+    with enter("run.steps=15", resume=True) as run:
+        take_step(run, 10)
+        for step in run.steps():                            # 11 to 14: after one that was whole the count has begun anew
+            broken_step(run, step)
+    assert run.done == 15
 
 
 # ----------------------------------------------------------------------------------------------------------------- reports

@@ -13,14 +13,17 @@ import termios
 import time
 from fcntl import ioctl
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import pytest
 import torch
 
+import minigrpo.rollout
 from minigrpo.config import load_config
+from minigrpo.files import lock_folder
 from minigrpo.policy.weights import load_model, load_tensors, save_tensors
 from minigrpo.run import checkpoints
+from minigrpo.task.database import Database
 
 from .processes import command_lines
 
@@ -108,7 +111,7 @@ def test_a_run_writes_its_files(whole, small_toml):
                                                              "samples.jsonl"]
     assert [folder.name for folder in checkpoints(whole)] == ["step-000003", "step-000004", "step-000006"]
     for folder in checkpoints(whole):
-        assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors",
+        assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "adapter_config.json", "adapter_model.safetensors",
                                                                   "optimizer.safetensors", "state.json"]
     assert load_config(whole / "config.toml") == load_config(small_toml, [f"run.out={whole}"])
 
@@ -289,30 +292,118 @@ def test_a_signal_while_loading_leaves_nothing(train_recipe, cli, monkeypatch, t
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.toml", "lock"}      # it may be started over
 
 
+GIVEN = """
+import sys
+from minigrpo.task.mariadb import open_private
+with open_private({"other": ()}) as server:
+    print(server._readers["other"].socket, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def given_server() -> Iterator[Callable[[], tuple[str, int]]]:
+    """``given_server()``: the socket and the process of a server that belongs to another process, so that nobody restarts it."""
+    owners = []
+
+    def start() -> tuple[str, int]:
+        owner = subprocess.Popen([sys.executable, "-c", GIVEN], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 text=True)
+        owners.append(owner)
+        socket = owner.stdout.readline().strip()
+        keeper, = keepers_of(owner.pid)
+        return socket, server_of(keeper)
+
+    yield start
+    for owner in owners:
+        owner.communicate()
+
+
 @needs_mariadb
-def test_a_database_that_dies_ends_the_run_with_a_sentence_and_loses_nothing(train_recipe, run, whole, cli, monkeypatch, tmp_path):
-    """The private server is killed under step 3, as the kernel would when memory runs out; three steps are saved.
-    Resumed on another server, the run is the undisturbed one."""
-    original, folders = train_recipe.collect, []
-
-    def collect(questions, policy, judge, *args, **options):
-        if (out / "metrics.jsonl").read_text().count('"reward"') == 3:
-            folders.append(Path(judge.database._readers["original"].socket).parent)
-            server, = [pid for pid, line in command_lines().items() if f"--socket={folders[0]}/socket" in line
-                       and "minigrpo-keeper" not in line]
-            os.kill(server, signal.SIGKILL)
-        return original(questions, policy, judge, *args, **options)
-
-    out = tmp_path / "run"
+def test_a_database_that_dies_ends_the_run_with_a_sentence_and_loses_nothing(
+        train_recipe, run, whole, cli, monkeypatch, tmp_path, given_server):
+    """A given server is killed in the middle of step 3's SQL, as the kernel would when memory runs out; three steps are saved,
+    and of the fourth nothing. Resumed on another server, the run is the undisturbed one."""
+    (socket, server), (other, _) = given_server(), given_server()
+    out, keys = tmp_path / "run", ("database.engine=mariadb", "database.user=root")
     with monkeypatch.context() as patch:
-        patch.setattr(train_recipe, "collect", collect)
-        ended = cli(train_recipe, "--set", f"run.out={out}", "--set", "database.engine=mariadb")
-    assert ended.status == 1
-    message = ended.err.splitlines()[-1]
-    assert message.startswith("train.py: MariaDB at ") and "failed 4 times" in message and "Traceback" not in ended.err
-    assert not folders[0].exists()
+        in_the_middle_of_sql(patch, {5}, lambda: os.kill(server, signal.SIGKILL))       # three steps, an evaluation, a step
+        ended = cli(train_recipe, *(f"--set={key}" for key in (*keys, f"run.out={out}", f"database.socket={socket}")))
+    message = ended.err.split("\r")[-1].strip().split("\n")[-1]
+    assert ended.status == 1 and message.startswith("train.py: MariaDB at ") and "Traceback" not in ended.err, ended
     assert checkpoints(out)[-1].name == "step-000003"
-    assert_same(run("database.engine=mariadb", out=out, resume=True), whole)
+    assert [record["step"] for record in records(out)] == [0, 1, 2, 2]
+    assert_same(run(*keys, f"database.socket={other}", out=out, resume=True), whole)
+
+
+def server_of(keeper: int) -> int:
+    """The server that a keeper started: its one child."""
+    server, = [pid for pid in command_lines() if f"PPid:\t{keeper}\n" in Path(f"/proc/{pid}/status").read_text()]
+    return server
+
+
+def in_the_middle_of_sql(monkeypatch, calls: set[int], strike: Callable[[], object]) -> None:
+    """Do something between the first query of a batch and the others, at its n-th time of all (from 1)."""
+    original, counted = minigrpo.rollout.run_all, iter(range(1, 1000))
+
+    def run_all(database: Database, queries: list, threads: int) -> list:
+        if next(counted) in calls:
+            database.run(*queries[0])
+            strike()
+        return original(database, queries, threads)
+
+    monkeypatch.setattr(minigrpo.rollout, "run_all", run_all)
+
+
+@needs_mariadb
+def test_a_private_server_killed_again_and_again_changes_no_number(train_recipe, cli, whole, monkeypatch, tmp_path):
+    """Three times in the middle of a batch of SQL, of steps or of an evaluation. Whether the run brings the server back itself
+    or ends with a sentence and is resumed, in the end it is the undisturbed one."""
+    out, killed, legs, others = tmp_path / "run", [], 0, keepers_of(os.getpid())
+
+    def kill() -> None:
+        keeper, = set(keepers_of(os.getpid())) - set(others)
+        killed.append(server_of(keeper))
+        os.kill(killed[-1], signal.SIGKILL)
+
+    in_the_middle_of_sql(monkeypatch, {2, 4, 6}, kill)
+    status = 1
+    while status == 1 and legs < 4:
+        ended = cli(train_recipe, "--set", f"run.out={out}", "--set", "database.engine=mariadb", *["--resume"] * (legs > 0))
+        status, legs = ended.status, legs + 1
+        assert "Traceback" not in ended.err
+    assert status == 0 and len(set(killed)) == 3, ended
+    assert_same(out, whole)
+
+
+# -------------------------------------------------------------------------------------------------------------- a full disk
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """Of four megabytes."""
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", tmp_path / "disk"], capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)
+
+
+@pytest.mark.parametrize("pages, sizes, file", [(1, 0, "metrics.jsonl"), (2, 0, "samples.jsonl"),
+                                                (0, 1, "checkpoints/step-000002"), (0, 3, "checkpoints/step-000004")])
+def test_a_full_disk_ends_the_run_with_a_sentence_and_what_is_there_is_whole(
+        train_recipe, run, whole, cli, small_disk, pages, sizes, file):
+    """Room for so many pages (the first is config.toml's) or checkpoints: it ends within the first step's record, between that
+    and its sample, in the first checkpoint, in the third. What was begun is gone again; with room the run goes on as if
+    nothing had been."""
+    size = sum(-(-file.stat().st_size // 4096) for file in checkpoints(whole)[-1].iterdir())
+    ballast, free = small_disk / "ballast", os.statvfs(small_disk).f_bavail
+    ballast.write_bytes(bytes(4096 * (free - pages - sizes * size)))
+    out = small_disk / "run"
+    ended = cli(train_recipe, "--set", f"run.out={out}")
+    message = ended.err.split("\r")[-1].strip().split("\n")[-1]
+    assert ended.status == 1 and f"{out}/{file}" in message and "No space left on device" in message, ended
+    assert not list(out.rglob("*.writing"))
+    ballast.unlink()
+    assert_same(run(out=out, resume=True), whole)
 
 
 # -------------------------------------------------------------------------------------------------------- as a command
@@ -329,6 +420,15 @@ def keepers_of(pid: int) -> list[int]:
 def recorded(out: Path) -> int:
     file = out / "metrics.jsonl"
     return file.read_bytes().count(b'"reward"') if file.exists() else 0
+
+
+@pytest.mark.parametrize("recipe", ["train.py", "eval.py"])
+def test_ctrl_c_while_torch_is_imported_is_quiet(small_toml, tmp_path, recipe):
+    command = [sys.executable, str(ROOT / recipe), str(small_toml), "--set", f"run.out={tmp_path / 'r'}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert eventually(lambda: "/torch/lib/" in Path(f"/proc/{process.pid}/maps").read_text())
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate()[0], process.returncode) == ("", 130)
 
 
 @needs_mariadb
@@ -396,6 +496,60 @@ def test_sigterm_from_outside(small_toml, run, whole, tmp_path):
     run(f"run.steps={done + 1}", "run.evaluate_every=0", out=out, resume=True)
     assert [record["step"] for record in records(out)] == list(range(done + 1))
     assert timeless(records(out)[:6]) == timeless(steps(whole)[:done + 1])
+
+
+# ----------------------------------------------------------------------------------------------------- numbers that break
+def poison_updates(monkeypatch, recipe, broken: Callable[[int], bool]) -> None:
+    """Make the last activation of the n-th update (from 0) NaN; one micro-batch an update, so one pass with gradients."""
+    def load(*args: object, start: Callable = recipe.load_start) -> object:
+        policy, passes = start(*args), iter(range(1000))
+        policy.model.model.norm.register_forward_hook(
+            lambda module, inputs, output: output * torch.nan if torch.is_grad_enabled() and broken(next(passes)) else output)
+        return policy
+    monkeypatch.setattr(recipe, "load_start", load)
+
+
+def test_steps_whose_numbers_break_move_nothing_and_are_counted(train_recipe, run, whole, monkeypatch, capsys):
+    """The second and third of three: the last checkpoint has the bits of a run of one step, and the records say why."""
+    with monkeypatch.context() as patch:
+        poison_updates(patch, train_recipe, lambda update: update in (1, 2))
+        out = run("run.steps=3", "run.evaluate_every=0")
+    assert [record["skipped"] for record in steps(out)] == [0.0, 1.0, 1.0]
+    assert [record["loss"] is None for record in steps(out)] == [False, True, True]
+    said = [line for line in capsys.readouterr().err.splitlines() if "moves nothing" in line]
+    assert len(said) == 2 and re.search(r"step 1 moves nothing, something in it is not finite: the log-probs of completion 1 "
+                                        r"of 4 of train/\d+$", said[0])
+    one = run("run.steps=1", "run.evaluate_every=0")
+    for file in ("adapter_model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (checkpoints(folder)[-1] / file for folder in (out, one))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_five_such_steps_in_a_row_end_the_run_with_one_sentence_and_it_goes_on(train_recipe, cli, run, monkeypatch, tmp_path):
+    """From the first step on, so that there is no state of the optimiser to save; mended, it goes on."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        poison_updates(patch, train_recipe, lambda update: True)
+        ended = cli(train_recipe, "--set", f"run.out={out}", "--set", "run.evaluate_every=0")
+    message = ended.err.split("\r")[-1].strip().split("\n")[-1]
+    assert ended.status == 1 and re.fullmatch(
+        "train.py: 5 steps in a row moved nothing, since something in them was not finite, first in step 0: the log-probs of "
+        r"completion 1 of 4 of train/\d+; what was learned until then is saved", message), ended
+    assert checkpoints(out)[-1].name == "step-000005" and untouched(out)
+    run("run.evaluate_every=0", out=out, resume=True)
+    assert [record["skipped"] for record in steps(out)] == [1.0] * 5 + [0.0] and not untouched(out)
+
+
+def test_a_model_that_is_broken_from_the_start_is_one_sentence_too(train_recipe, cli, sql_model, tmp_path):
+    """A weight of the file is NaN: so is whatever the model says, in the search too."""
+    folder = Path(shutil.copytree(sql_model, tmp_path / "model"))
+    change(folder / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
+    for method in ("sample", "beam"):
+        ended = cli(train_recipe, "--set", f"run.out={tmp_path / method}", "--set", f"model.path={folder}",
+                    "--set", f"generation.method={method}", "--set", "run.evaluate_every=0")
+        message = ended.err.split("\r")[-1].strip().split("\n")[-1]
+        assert (ended.status, message) == (
+            1, "train.py: the model's log-probs are not finite: its weights, or the adapter's, hold NaN or inf")
 
 
 # ------------------------------------------------------------------------------------------------------- right arithmetic
@@ -596,13 +750,20 @@ def test_a_broken_benchmark_row(train_recipe, cli, tmp_path):
     assert message == f"{folder}/Train_set/train_set.tsv, record 3: expected 8 fields, got 3"
 
 
+def test_a_folder_in_use_is_said_to_be_that(train_recipe, cli, whole):
+    """By a run under way, whose folder of course holds a run: another name or --resume would be wrong advice."""
+    for extra in ((), ("--resume",)):
+        with lock_folder(whole):
+            assert refusal(cli(train_recipe, "--set", f"run.out={whole}", *extra)) == f"{whole} is in use by another process"
+
+
 def test_a_run_in_the_way(train_recipe, cli, whole, tmp_path):
     before = (whole / "metrics.jsonl").read_bytes()
     assert "already holds a run" in refusal(cli(train_recipe, "--set", f"run.out={whole}"))
     assert refusal(cli(train_recipe, "--set", f"run.out={whole}", "--set", "grpo.questions=3", "--resume")) == \
         "--resume: grpo.questions was 2 and is now 3; to change it, start another run"
     assert refusal(cli(train_recipe, "--set", f"run.out={tmp_path / 'typo'}", "--resume")) == \
-        f"--resume: {tmp_path / 'typo'} holds no run"
+        f"--resume: {tmp_path / 'typo'} holds no run; to start one, leave --resume out"
     (tmp_path / "file").write_text("")
     assert refusal(cli(train_recipe, "--set", f"run.out={tmp_path / 'file'}")) == \
         f"run.out: {tmp_path / 'file'} cannot be written to: File exists"

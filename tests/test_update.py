@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from minigrpo import config
-from minigrpo.batch import make_batch
+from minigrpo.batch import Batch, make_batch
 from minigrpo.config import GRPO
 from minigrpo.metrics import Clock
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
@@ -185,12 +185,103 @@ def test_a_start_adapter_is_the_reference(model):
     assert against_base["kl"] > 1e-4 and against_start["kl"] == 0.0
 
 
-def test_a_gradient_that_is_not_finite_is_dropped_and_counted(model):
-    groups = make_groups([[0.0, float("nan")]])
-    before = snapshot(model)
-    _, report = one_step(model, groups)
-    assert report["skipped"] == 1.0
+def poisoned_reward(model, batch):
+    """One of a group's rewards is NaN: so is their mean, and with it the first advantage."""
+    part, = batch.parts
+    return batch_of(dataclasses.replace(part, advantage_QK=part.advantage_QK.clone().index_fill(
+        0, torch.tensor(part.names.index("t/1")), float("nan"))))
+
+
+def poisoned_activation(model, batch):
+    """The last layer gives infinities where it sees the first of the two tokens of a question's second completion, whose slots
+    are the last."""
+    q = batch.parts[0].names.index("t/1")
+    model.model.norm.register_forward_hook(lambda module, inputs, output: output.index_put(
+        (torch.tensor(q), torch.tensor(output.shape[1] - batch.parts[0].ids_QKC.shape[2])), torch.tensor(torch.inf)))
+    return batch
+
+
+def far_from_the_old_policy(model, batch):
+    """e^1000 is no float32."""
+    part, = batch.parts
+    return batch_of(dataclasses.replace(part, old_logp_BC=part.ref_logp_BC - 1000))
+
+
+def far_from_the_reference(model, batch):
+    part, = batch.parts
+    return batch_of(dataclasses.replace(part, ref_logp_BC=part.ref_logp_BC + 1000))
+
+
+def poisoned_gradients(model, batch):
+    """Two of them, while the loss is as it should be; backwards, the later layer's comes first."""
+    named = adapter_parameters(model)
+    for name in ("model.layers.0.self_attn.q_proj.lora_A", "model.layers.1.self_attn.k_proj.lora_B"):
+        named[name].register_hook(lambda gradient: gradient * float("nan"))
+    return batch
+
+
+def too_large_a_gradient(model, batch):
+    """Every value is finite, the root of their squares' sum is not."""
+    adapter_parameters(model)["model.layers.1.self_attn.k_proj.lora_B"].register_hook(lambda gradient: gradient + 3e38)
+    return batch
+
+
+def batch_of(part):
+    return Batch((part,), 1.0)
+
+
+@pytest.mark.parametrize("poison, fault", [
+    (poisoned_reward, "the advantage of completion 1 of 2 of t/1"),
+    (poisoned_activation, "the log-probs of completion 2 of 2 of t/1"),
+    (far_from_the_old_policy, "the ratio of completion 1 of 2 of {first}"),
+    (far_from_the_reference, "the KL of completion 1 of 2 of {first}"),
+    (poisoned_gradients, "the gradient of model.layers.1.self_attn.k_proj.lora_B"),
+    (too_large_a_gradient, "the norm of all gradients"),
+])
+def test_a_step_that_is_not_finite_is_dropped_counted_and_located(model, poison, fault):
+    """It comes after one that is finite: neither weights nor the optimiser's state take anything of it, and the next step
+    begins without it."""
+    groups, optimizer = make_groups(SPREAD), make_optimizer(model, GRPO_1)
+    one_step(model, groups, optimizer=optimizer)
+    before, moments = snapshot(model), clones(optimizer_tensors(optimizer, adapter_parameters(model)))
+    batch = make_batch(groups, model, GRPO_1, temperature=1.0, clock=Clock())
+    faults = []
+    report = update(model, optimizer, poison(model, batch), GRPO_1, length=LENGTH, clock=Clock(), faults=faults)
+    assert report["skipped"] == 1.0 and faults == [fault.format(first=batch.parts[0].names[0])]
     assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+    now = optimizer_tensors(optimizer, adapter_parameters(model))
+    assert moments.keys() == now.keys() and all(torch.equal(moments[name], now[name]) for name in now)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_step_that_is_finite_has_no_fault(model):
+    groups, faults = make_groups(SPREAD), []
+    batch = make_batch(groups, model, GRPO_1, temperature=1.0, clock=Clock())
+    report = update(model, make_optimizer(model, GRPO_1), batch, GRPO_1, length=LENGTH, clock=Clock(), faults=faults)
+    assert report["skipped"] == 0.0 and faults == []
+
+
+def clones(tensors):
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def test_an_empty_completion_and_one_of_a_single_token_among_others(model):
+    """The empty one is no sequence: of three the loss is the mean of two. Written out for the one of a single token: at the
+    start all ratios are 1, so with KL off the loss is minus the mean of the live sequences' advantages."""
+    group, = make_groups([[3.0, 0.0, 0.0]])
+    long, _, one = group.rollouts
+    empty = dataclasses.replace(one, completion=Completion((), (), True), sql=None, execution=Execution("no_sql"))
+    one = dataclasses.replace(one, completion=Completion((7,), (-1.0,), True))
+    terms = {"strict": 0.0, "ems": 0.0, "rems": 0.0}
+    group = dataclasses.replace(group, rollouts=tuple(dataclasses.replace(rollout, reward=Reward(rollout.reward.total, terms))
+                                                      for rollout in (long, empty, one)))
+    # Rewards 3, 0, 0: mean 1, deviations 2, −1, −1, their root mean square √2.
+    expected = -(2 - 1) / (2 ** 0.5 + 1e-4) / 2
+    batch, report = one_step(model, [group], dataclasses.replace(GRPO_1, kl_coef=0.0))
+    assert report["loss"] == pytest.approx(expected, rel=1e-5) and report["skipped"] == 0.0 < report["grad_norm"]
+    metrics = group_metrics([group])
+    assert metrics["completions/mean_length"] == pytest.approx((len(long.completion.ids) + 0 + 1) / 3)
+    assert metrics["status/no_sql"] == pytest.approx(1 / 3)
 
 
 def test_a_batch_without_a_token_moves_nothing(model):

@@ -396,7 +396,8 @@ def test_killed_again_and_again(folder, tmp_path, undisturbed):
     """Every time in the third step after the newest state; each time two steps more are there for good."""
     for done in (0, 2, 4, 6):
         interrupted(lambda: run(folder, tmp_path, 2), 2)
-        assert json.loads((tmp_path / "warmup-state/state.json").read_text())["step"] == done + 2
+        kept = sorted(state.name for state in (tmp_path / "warmup-state").iterdir())
+        assert kept == [f"step-{step:06d}" for step in (done, done + 2) if step]
     assert same(run(folder, tmp_path, 2), undisturbed)
 
 
@@ -412,6 +413,55 @@ def test_without_a_state_what_was_recorded_goes_too(folder, tmp_path, undisturbe
     interrupted(lambda: run(folder, tmp_path, 4), 3)
     assert len(records(tmp_path)) == 3 and not (tmp_path / "warmup-state").exists()
     assert same(run(folder, tmp_path, 4), undisturbed)
+
+
+def test_a_torn_state_is_refused_and_the_one_before_is_used(folder, tmp_path, undisturbed, capsys):
+    """States of 2 and 4 steps; the second has lost its end, or, with it, the first too."""
+    for place, spoilt in ((tmp_path / "one", ["step-000004"]), (tmp_path / "both", ["step-000002", "step-000004"])):
+        interrupted(lambda: run(folder, place, 2), 5)
+        for name in spoilt:
+            file = place / "warmup-state" / name / "optimizer.safetensors"
+            file.write_bytes(file.read_bytes()[:-1])
+        if len(spoilt) == 1:
+            assert same(run(folder, place, 2), undisturbed)
+            assert "step-000004 is not used: optimizer.safetensors is not what was written" in capsys.readouterr().err
+        else:
+            with pytest.raises(ValueError, match="no other in .*warmup-state can be used: to begin again, remove that folder"):
+                run(folder, place, 2)
+
+
+def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path, undisturbed, monkeypatch):
+    """States of 2 and 4 steps, the second torn; on the way from 2 the disk is full when 4 is written again: 2 is still there."""
+    interrupted(lambda: run(folder, tmp_path, 2), 5)
+    (tmp_path / "warmup-state/step-000004/state.json").unlink()
+
+    def full(file: Path, tensors: dict) -> None:
+        raise OSError(28, "No space left on device", str(file))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("minigrpo.warmup.save_tensors", full)
+        run(folder, tmp_path, 2)
+    assert same(run(folder, tmp_path, 2), undisturbed)
+
+
+def test_weights_that_are_not_finite_end_it_with_where_it_began(folder, tmp_path):
+    """A weight breaks under step 3: five steps move nothing, all else is as it was, and that is saved."""
+    policy, calls = load(folder), []
+
+    def poison(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return output * float("nan") if len(calls) > 3 else output
+
+    policy.model.model.norm.register_forward_hook(poison)
+    with pytest.raises(FloatingPointError) as caught:
+        warm(policy, tmp_path, epochs=4)
+    assert str(caught.value) == ("5 steps in a row moved nothing, since something in them was not finite, first in step 3: the "
+                                 "log-probs of example 1 of 4; what was learned until then is saved")
+    assert [record["skipped"] for record in records(tmp_path)] == [0.0] * 3 + [1.0] * 5
+    interrupted(lambda: warm(load(folder), tmp_path / "three", epochs=4, save_every=3), 3)
+    ours, theirs = (load_tensors(place / "parameters.safetensors") | load_tensors(place / "optimizer.safetensors")
+                    for place in (tmp_path / "warmup-state/step-000008", tmp_path / "three/warmup-state/step-000003"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_adapters_go_on_too(folder, tmp_path):
@@ -443,13 +493,15 @@ def test_what_is_over_stays_over(folder, tmp_path, rates, scores, steps):
 
 
 def test_the_state_is_safetensors_and_json(folder, tmp_path):
-    """What makes a step repeatable: the weights, three tensors of Adam's for each, two numbers."""
+    """What makes a step repeatable: the weights, three tensors of Adam's for each, how far and how good it is."""
     warmed = warm(load(folder), tmp_path, save_every=5, stop_at=50.0, look_every=5, score=lambda: 12.5)
-    assert sorted(file.name for file in (tmp_path / "warmup-state").iterdir()) == [
-        "optimizer.safetensors", "parameters.safetensors", "state.json"]
-    assert json.loads((tmp_path / "warmup-state/state.json").read_text()) == {"step": 5, "strict": 12.5}
-    saved = load_tensors(tmp_path / "warmup-state/parameters.safetensors")
+    state = tmp_path / "warmup-state/step-000005"
+    assert sorted(file.name for file in state.iterdir()) == [
+        "SHA256SUMS", "optimizer.safetensors", "parameters.safetensors", "state.json"]
+    assert json.loads((state / "state.json").read_text()) == {"format": 2, "step": 5, "strict": 12.5,
+                                                              "dropped": {"count": 0, "first": ""}}
+    saved = load_tensors(state / "parameters.safetensors")
     assert all(torch.equal(saved[name], tensor) for name, tensor in warmed.weights.items())
-    moments = load_tensors(tmp_path / "warmup-state/optimizer.safetensors")
+    moments = load_tensors(state / "optimizer.safetensors")
     assert set(moments) == {f"{name}/{key}" for name in warmed.weights for key in ("step", "exp_avg", "exp_avg_sq")}
     assert {moments[f"{name}/step"].item() for name in warmed.weights} == {5.0}

@@ -296,7 +296,7 @@ def draw(logp_QKV: Tensor, uniform_QK: Tensor) -> Tensor:
     mass_QKN = p_QKNB.sum(dim=-1, dtype=torch.float64)
     upto_QKN = mass_QKN.cumsum(dim=-1)
     goal_QK1 = uniform_QK[:, :, None] * upto_QKN[:, :, -1:]
-    block_QK1 = torch.searchsorted(upto_QKN, goal_QK1, right=True)
+    block_QK1 = torch.searchsorted(upto_QKN, goal_QK1, right=True).clamp(max=upto_QKN.shape[2] - 1)     # NaN: beyond all
     goal_QK1 = goal_QK1 - (upto_QKN - mass_QKN).gather(2, block_QK1)
     p_QKB = p_QKNB.gather(2, block_QK1[:, :, :, None].expand(-1, -1, -1, BLOCK))[:, :, 0]
     place_QK1 = torch.searchsorted(p_QKB.cumsum(dim=-1, dtype=torch.float64), goal_QK1, right=True)

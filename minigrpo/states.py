@@ -1,0 +1,92 @@
+"""States to go on from: numbered folders, each written whole and with a checksum of every file, of which the newest sound one
+is found again. Knows nothing of what else is in them.
+
+    folder/step-000025/state.json     {"format": 2, "step": 25, ...}
+    folder/step-000025/SHA256SUMS     of every other file, as ``sha256sum --check`` reads it
+"""
+
+import hashlib
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Mapping
+
+from minigrpo.files import whole_folder
+from minigrpo.metrics import warn
+
+FORMAT = 2                                      # 1 had no checksums
+SUMS = "SHA256SUMS"
+
+State = dict[str, object]
+
+
+def state_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def states(folder: Path) -> list[Path]:
+    """The states in ``folder``, oldest first."""
+    return sorted(state for state in folder.glob("step-*") if state.suffix != ".writing")
+
+
+@contextmanager
+def write_state(folder: Path, step: int, facts: Mapping[str, object]) -> Iterator[Path]:
+    """Yield a folder to write a state's tensors to; on leaving it is that of ``step``. ``facts`` go into its state.json."""
+    with whole_folder(state_folder(folder, step)) as aside:
+        yield aside
+        (aside / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **facts}) + "\n", encoding="utf-8")
+        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(aside.iterdir()))
+        (aside / SUMS).write_text(sums, encoding="utf-8")
+
+
+def newest_state(folder: Path) -> tuple[Path, State] | None:
+    """The newest state that is as it was written, and what its state.json says; None where there never was one.
+
+    A newer one that is torn or altered is refused with a sentence on stderr. ``ValueError``: all are, or one that is sound has
+    another format.
+    """
+    refused = []
+    for state in reversed(states(folder)):
+        if wrong := _damage(state):
+            refused.append(f"{state} is not used: {wrong}")
+            continue
+        facts = json.loads((state / "state.json").read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise ValueError(f"{state}: format {facts['format']}, this program reads {FORMAT}")
+        for sentence in refused:
+            warn(f"{sentence}; going on from {state.name}")
+        return state, facts
+    if refused:
+        raise ValueError(f"{refused[0]}; no other in {folder} can be used: to begin again, remove that folder")
+    return None
+
+
+def drop_states(folder: Path, step: int, *, keep: int, best: int | None = None) -> None:
+    """Remove all states but the last ``keep`` up to ``step`` and the one of ``best``; also what a killed process left half
+    written."""
+    upto = [state for state in states(folder) if state <= state_folder(folder, step)]
+    wanted = {*upto[-keep:], *(() if best is None else [state_folder(folder, best)])}
+    for old in {*folder.glob("step-*"), *folder.glob("*.writing")} - wanted:
+        shutil.rmtree(old)
+
+
+def _damage(state: Path) -> str:
+    """What is wrong with a state's files; nothing: ""."""
+    if not (state / SUMS).is_file():
+        return f"it has no {SUMS} (those of an older version have none, and cannot be read)"
+    lines = (state / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    written = {name: sum for sum, _, name in (line.partition("  ") for line in lines)}
+    if "state.json" not in written or "" in written:        # it is the last of them: torn, they lack it
+        return f"{SUMS} is torn"
+    for name, sum in written.items():
+        if not (state / name).is_file():
+            return f"{name} is missing"
+        if _sha256(state / name) != sum:
+            return f"{name} is not what was written, by its checksum in {SUMS}"
+    return ""
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
