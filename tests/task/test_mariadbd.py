@@ -38,7 +38,7 @@ def test_it_is_there_for_us_alone_and_gone_with_its_files():
     """A folder that only we may enter, a socket that answers, no network; afterwards neither process nor file. Twice
     beside each other, they do not meet."""
     with ExitStack() as undo:
-        first, second = Path(start_server(undo, answers)), Path(start_server(undo, answers))
+        first, second = Path(start_server(undo, answers).socket), Path(start_server(undo, answers).socket)
         assert first != second and answers(str(first)) and answers(str(second))
         assert stat.S_IMODE(first.parent.stat().st_mode) == 0o700
         commands = servers(first.parent)
@@ -56,6 +56,7 @@ def test_without_mariadb_one_sentence(monkeypatch):
 @needs_mariadb
 def test_a_server_that_does_not_start_says_why_and_leaves_nothing(monkeypatch):
     monkeypatch.setattr("minigrpo.task.mariadbd.FLAGS", "--no-such-flag")
-    with ExitStack() as undo, pytest.raises(DatabaseError, match="(?s)did not start.*no-such-flag"):
+    with ExitStack() as undo, pytest.raises(DatabaseError, match="^the private MariaDB did not start: .*no-such-flag") as caught:
         start_server(undo, answers)
+    assert "\n" not in str(caught.value)
     assert not servers(Path("--no-such-flag"))
