@@ -47,6 +47,8 @@ def text_objection(sql: str) -> str:
     if "information_schema" in lower or "performance_schema" in lower:      # no right is needed to read those
         return "the server's own tables are not permitted"
     bare = QUOTED.sub("''", lower)
+    if "into" in bare and re.search(r"\binto\b", bare):
+        return "INTO is not permitted"
     for called in CALL.findall(WITH_TABLE.sub(r"\1", bare) if "with" in bare else bare):
         if called not in PERMITTED:
             return ("a quoted function" if called == "''" else f"the function {called}") + " is not permitted"
