@@ -480,7 +480,7 @@ FAMILIES = [
             f"POSITION(CONCAT({text('é', 32_000)}, '{{}}') IN {text('é')})")]),
     Family("functions that look at no clock, SQLite", "", "timeout too_large", [
         LONG + "SELECT " + repeat("INSTR(y, x || '{}')", 40, " + ") + " FROM n, Medal",
-        LONG + "SELECT " + repeat("INSTR(y, x || '{}')", 46, " + ") + " FROM n",
+        LONG + "SELECT " + repeat("INSTR(y, '{}' || x)", 46, " + ") + " FROM n, Medal, Medal m WHERE INSTR(y, x || 'b') = 1",
         LONG + "SELECT " + repeat("LENGTH(REPLACE(y, x || '{}', ''))", 22, " + ") + " FROM n, Medal",
         LONG + "SELECT " + repeat("(y LIKE '%' || SUBSTR(x, 1, 90) || '{}')", 22, " + ") + " FROM n, Medal",
         LONG + "SELECT " + repeat("(y GLOB '*' || SUBSTR(x, 1, 90) || '{}')", 22, " + ") + " FROM n, Medal",
@@ -596,9 +596,14 @@ def server(database: Database) -> Path:
     return Path("/proc") / pid.read_text().strip()
 
 
+def held(process: Path, row: str = "VmRSS") -> int:
+    """The memory that a process holds, in MiB."""
+    return int((process / "status").read_text().partition(f"{row}:")[2].split()[0]) // 1024
+
+
 def peak(process: Path) -> int:
-    """The most memory that it has held since ``forget_peak``, in MiB."""
-    return int((process / "status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
+    """The most that it has held since ``forget_peak``."""
+    return held(process, "VmHWM")
 
 
 def forget_peak(process: Path) -> None:

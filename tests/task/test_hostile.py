@@ -20,10 +20,12 @@ from minigrpo.task.mariadb import MariaDB
 from minigrpo.task.mariadb_text import text_objection
 from minigrpo.task.sqlite import SQLite
 
-from ..hostile import FAMILIES, FILE, HONEST, HONEST_ROWS, TIME_LIMIT, Family, cases, open_engine, peak, run_cases, run_one, server
+from ..hostile import FAMILIES, FILE, HONEST, HONEST_ROWS, TIME_LIMIT, Family, cases, held, open_engine, run_cases, run_one
+from ..processes import eventually
 
 BUSY = 2.0              # seconds that a busy machine may add: a hang would show
-GOLD = Path(__file__).parents[2] / "shared/temptabqa_c/gold_sql.jsonl"
+ROOT = Path(__file__).parents[2]
+GOLD = [Path(os.environ.get("MINIGRPO_TEMPTABQA", ROOT / "data/TEMPTABQA-C")), ROOT.parent / "shared/temptabqa_c"]
 
 
 @pytest.fixture(scope="module", params=["mariadb", "sqlite"])
@@ -92,13 +94,6 @@ def session(database: MariaDB) -> tuple:
     return execution.rows
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
 def harmless(database: Database, family: Family, statuses: list[str] | None) -> None:
     """Run a family, and look after each query: its status and time, the next honest query, the session; in the end at all."""
     before = state(database)
@@ -132,20 +127,23 @@ def test_sixteen_at_once(engine: str) -> None:
         for outcomes, client, highest in run_cases(database, engine, 16):
             for outcome in outcomes:
                 wanted = set(outcome.family.expected(engine))
-                assert outcome.execution.status in wanted | ({"timeout", "too_large"} if wanted & {"timeout", "too_large", "ok"} else set()), outcome
-                assert outcome.seconds < TIME_LIMIT + 0.5 + BUSY or engine == "mariadb"
+                wanted |= {"timeout", "too_large"} if wanted & {"timeout", "too_large", "ok"} else set()
+                assert outcome.execution.status in wanted and outcome.execution.seconds < TIME_LIMIT + 0.5 + BUSY, outcome
             assert database.run(HONEST, "games").rows == HONEST_ROWS
-            assert client < 300 and highest < 16 * 64 + 200         # MiB; each session of the server may hold 64
+            assert engine == "sqlite" or highest < 80 + 16 * (64 + 8)           # MiB, as below
+
+
+HEAVY = {"not text", "wide rows", "one huge cell", "one huge cell, SQLite", "recursion that grows", "WITH tables that double",
+         "text padded or joined without end", "sorts that spill wide rows"}
 
 
 def test_memory_is_bounded(database: Database, engine: str) -> None:
-    """Python with both engines takes 50 MiB, a query of 10 MB and what is read of a result a few more; the server takes 80, a
-    session 64 and its temporary table 8. After the tests above, all of them run once more."""
-    highest = [(client, server) for _, client, server in run_cases(database, engine, 1)]
-    base = 600                  # MiB: whoever runs all tests has torch in this process
-    assert max(client for client, _ in highest) < base + 60
-    assert engine == "sqlite" or max(server for _, server in highest) < 250
-    assert peak(server(database)) > 0
+    """The client keeps what is read of a result, a megabyte and a row at most, and copies of 10 MB of text while it looks at
+    them; a session of the server may hold 64 MiB and a temporary table 8, beside the 80 of the server itself."""
+    before = held(Path("/proc/self"))
+    for _, client, highest in run_cases(database, engine, 1, [family for family in FAMILIES if family.name in HEAVY]):
+        assert client < before + 64
+        assert engine == "sqlite" or highest < 80 + 64 + 8 + 48
 
 
 # ------------------------------------------------------------------------------------------------------------- layers alone
@@ -197,7 +195,7 @@ def test_as_root_the_text_and_the_session_still_hold(mariadb: MariaDB) -> None:
 def test_no_honest_query_is_refused() -> None:
     """The gold SQL of the embedded task, and of the benchmark where it is present."""
     honest = [question.gold_sql for split in ("train", "heldout") for question in athletes.load_questions(split) if question.gold_sql]
-    if GOLD.is_file():
-        honest += [sql for line in GOLD.read_text(encoding="utf-8").splitlines() if (sql := json.loads(line)["sql"])]
+    for file in [folder / "gold_sql.jsonl" for folder in GOLD if (folder / "gold_sql.jsonl").is_file()]:
+        honest += [sql for line in file.read_text(encoding="utf-8").splitlines() if (sql := json.loads(line)["sql"])]
     assert len(honest) > 100
     assert [sql for sql in honest if text_objection(sql)] == []

@@ -20,7 +20,7 @@ from minigrpo.task.database import STATUSES, Column, DatabaseError, Execution, T
 from minigrpo.task.mariadb_text import text_objection
 from minigrpo.task.mariadb import MariaDB, _end_query, open_existing, open_private, open_server
 
-from ..processes import command_lines
+from ..processes import command_lines, eventually
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,13 +75,6 @@ def processes(word: str) -> list[int]:
 def keepers() -> list[int]:
     """Those of this process: other test runs on this machine have their own."""
     return [pid for pid in processes("minigrpo-keeper") if f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{pid}/status").read_text()]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 # ---------------------------------------------------------------------------------------------------------- right queries
