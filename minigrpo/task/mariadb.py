@@ -252,7 +252,7 @@ class MariaDB:
                 pass
         self._crashes += 1
         if self._crashes >= CRASHES:
-            raise DatabaseError(f"the private MariaDB died under {CRASHES} queries in a row; the last of them: {sql}")
+            raise DatabaseError(f"the private MariaDB died under {CRASHES} queries in a row, the last of them {sql[:200]!r}")
         return Execution("other", error="the server crashed")
 
     def _attempt(self, reader: _Login, connection: pymysql.Connection, sql: str) -> Execution:

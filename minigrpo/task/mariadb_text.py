@@ -9,9 +9,9 @@ QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|"(?:[^"\\]|\\.)*+(?:"|\\?\Z
 
 # Left out on purpose: what waits, reads files, locks, keeps state, tells of the server, or makes much of little.
 FUNCTIONS = frozenset("""
-    avg bit_and bit_or bit_xor count group_concat max median min std stddev stddev_pop stddev_samp sum var_pop var_samp variance
-    cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank percentile_cont percentile_disc rank
-    row_number
+    avg bit_and bit_or bit_xor count group_concat max median min std stddev stddev_pop stddev_samp sum var_pop var_samp
+    variance cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank percentile_cont percentile_disc
+    rank row_number
     ascii char char_length character_length chr concat concat_ws elt field find_in_set format hex insert instr lcase left
     length locate lower lpad ltrim mid octet_length ord position quote regexp_instr regexp_substr replace reverse right rpad
     rtrim strcmp substr substring substring_index trim ucase unhex upper
@@ -27,8 +27,8 @@ FUNCTIONS = frozenset("""
 """.split())
 # Words that a bracket may follow without being called.
 PERMITTED = FUNCTIONS | frozenset("""
-    all and any as between by distinct div else escape except exists from group having in index intersect is join key like limit
-    not offset on or over partition regexp rlike row select some straight_join then union using values when where xor
+    all and any as between by distinct div else escape except exists from group having in index intersect is join key like
+    limit not offset on or over partition regexp rlike row select some straight_join then union using values when where xor
     dec decimal datetime double fixed float integer nchar nvarchar numeric signed unsigned varbinary varchar
 """.split())
 CALL = re.compile(r"(?:''|\b[\w$]++)(?=\s*+\()")

@@ -3,8 +3,8 @@
 import fcntl
 import os
 import shutil
-import socket
 import signal
+import socket
 import stat
 import subprocess
 import sys
