@@ -29,6 +29,7 @@ folder=$1; install=$2; server=$3; shift 3
 [ "$(id -u)" = 0 ] && user=--user=root              # it refuses to run as root unless told to
 setpriv --pdeathsig KILL true 2>/dev/null && leash='setpriv --pdeathsig KILL'       # so that it dies with this shell
 trap '' XFSZ; ulimit -f 262144                      # no file beyond 128 MiB: a sort that spills more is an error
+export MALLOC_ARENA_MAX=2                           # what its many threads give back, another of them takes
 if if [ -d "$folder/ready" ]
     then rm -rf "$folder/data" "$folder/socket" && cp -R "$folder/ready" "$folder/data"
     else "$install" --no-defaults --datadir="$folder/data" $user --auth-root-authentication-method=normal --skip-test-db \
