@@ -82,16 +82,17 @@ def open_private(databases: Mapping[str, Tables], *, time_limit: float = 0.25, m
                  max_bytes: int = 1_000_000, connections: int = 4) -> "MariaDB":
     """Start a server of our own, load the databases, and serve up to ``connections`` queries at once.
 
-    It listens on a socket in a folder of ours (in memory where there is room), is gone with us, and keeps nothing. A
-    query gets ``time_limit`` seconds and may return ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a
-    number as 8, NULL as 0). ``DatabaseError``: MariaDB is not installed, does not start, or does not take the tables.
+    It listens on a socket in a folder of ours (in memory where there is room), is gone with us, and keeps nothing; if it
+    dies before us, it is started again with the tables it had. A query gets ``time_limit`` seconds and may return
+    ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a number as 8, NULL as 0). ``DatabaseError``: MariaDB is
+    not installed, does not start, or does not take the tables.
     """
     with ExitStack() as undo:
         server = start_server(undo, _answers)
         root = _Login(server.socket, "", 0, "root", "")
         readers = _load(root, databases, "", [])
         with root.connect() as connection:
-            connection.query("FLUSH TABLES")
+            connection.query("FLUSH TABLES")                # the accounts' too, which are not InnoDB's
         server.freeze()
         return MariaDB(readers, undo, time_limit, Caps(max_rows, max_bytes), connections, server)
 
