@@ -1,6 +1,8 @@
 """What runs on this machine, for tests that something is gone."""
 
+import time
 from pathlib import Path
+from typing import Callable
 
 
 def command_lines() -> dict[int, str]:
@@ -12,3 +14,10 @@ def command_lines() -> dict[int, str]:
         except (FileNotFoundError, ProcessLookupError):
             pass                                            # it ended while we looked
     return found
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()

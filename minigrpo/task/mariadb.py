@@ -1,19 +1,21 @@
 """The contract of database.py on MariaDB, private or given: tables in, or there already; one untrusted query in, one Execution
 out.
 
-Knows the server and its error numbers; of questions, rewards and models it knows nothing. Four guards, each enough for
-most of what a model writes: the text must be one SELECT (`objection`); the account may only read its database; the
-session has limits on time and memory, set anew for each query; rows and bytes are counted as they are read.
+Knows the server and its error numbers; of questions, rewards and models it knows nothing. Five guards, each enough for
+most of what a model writes: the text must be one SELECT that calls listed functions (`text_objection`); the account may
+only read its database; the session has limits on time and memory, set anew for each query; rows and bytes are counted as
+they are read; a query that outlives its limit is given up, killed and, on a server of ours, killed with the server, which
+is then started again. A query with which that server died is run again, alone; it is an error if the server dies of it then
+too, so that no query pays for another.
 """
 
-import re
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from queue import LifoQueue
 from threading import Lock
-from typing import Iterable, Mapping
+from typing import Iterable, Iterator, Mapping
 
 import pymysql
 from pymysql.constants import FIELD_TYPE
@@ -22,13 +24,18 @@ from pymysql.cursors import Cursor, SSCursor
 
 from minigrpo.task.database import DatabaseError, Execution, Status, Table, Tables, create_table
 from minigrpo.task.grants import beyond_reading, roles
-from minigrpo.task.guard import BLANK, Caps, objection
+from minigrpo.task.guard import BLANK, Caps
 from minigrpo.task.introspect import MARIADB, read_tables
-from minigrpo.task.mariadbd import start_server
+from minigrpo.task.mariadb_text import text_objection
+from minigrpo.task.mariadbd import Server, start_server
 from minigrpo.task.questions import unknown
 
-SECONDS_OF_GRACE = 2.0          # beyond the time limit, for a query that the server's own clock does not stop
-PAUSES = (0.0, 0.1, 0.3, 1.0)   # seconds before each attempt to reach the server
+SECONDS_OF_GRACE = 0.15         # beyond the time limit, for a query that the server's own clock does not stop
+SECONDS_TO_DIE = 0.2            # for one that is killed, before its server is
+SECONDS_TO_ANSWER = 10.0        # for a server that is asked nothing but to listen
+PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)        # seconds after each attempt to reach the server that fails
+DEATHS = 2                      # of the server under a query that ran alone: then it is the query
+CRASHES = 10                    # such queries without one good one between: then it is not the queries
 RESET_CONNECTION = 0x1F         # a command that PyMySQL does not name: wipes all session state but the database
 
 STATUS: dict[int, Status] = {   # what is not here (and not BROKEN) is "other"
@@ -65,9 +72,6 @@ SESSION = ("max_statement_time={:f}, tx_read_only=1, "
            "max_session_mem_used=67108864, tmp_disk_table_size=67108864, tmp_memory_table_size=8388608, "
            "group_concat_max_len=65536")
 
-# What the server takes for one quoted text or name, under the sql_mode set above.
-QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|`[^`]*(?:`|\Z)""", re.S)
-
 # PyMySQL would make a TIME a timedelta, whose text is "9:30:00" for 09:30:00 and "1 day, 2:00:00" for 26:00:00.
 CONVERSIONS = {kind: convert for kind, convert in conversions.items() if kind != FIELD_TYPE.TIME}
 
@@ -78,13 +82,19 @@ def open_private(databases: Mapping[str, Tables], *, time_limit: float = 0.25, m
                  max_bytes: int = 1_000_000, connections: int = 4) -> "MariaDB":
     """Start a server of our own, load the databases, and serve up to ``connections`` queries at once.
 
-    It listens on a socket in a folder of ours (in memory where there is room), is gone with us, and keeps nothing. A
-    query gets ``time_limit`` seconds and may return ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a
-    number as 8, NULL as 0). ``DatabaseError``: MariaDB is not installed, does not start, or does not take the tables.
+    It listens on a socket in a folder of ours (in memory where there is room), is gone with us, and keeps nothing; if it
+    dies before us, it is started again with the tables it had. A query gets ``time_limit`` seconds and may return
+    ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a number as 8, NULL as 0). ``DatabaseError``: MariaDB is
+    not installed, does not start, or does not take the tables.
     """
     with ExitStack() as undo:
-        root = _Login(start_server(undo, _answers), "", 0, "root", "")
-        return MariaDB(_load(root, databases, "", []), undo, time_limit, Caps(max_rows, max_bytes), connections)
+        server = start_server(undo, _answers)
+        root = _Login(server.socket, "", 0, "root", "")
+        readers = _load(root, databases, "", [])
+        with root.connect() as connection:
+            connection.query("FLUSH TABLES")                # the accounts' too, which are not InnoDB's
+        server.freeze()
+        return MariaDB(readers, undo, time_limit, Caps(max_rows, max_bytes), connections, server)
 
 
 def open_server(databases: Mapping[str, Tables], *, host: str = "", port: int = 3306, socket: str = "", user: str,
@@ -140,12 +150,13 @@ class _Login:
     def __str__(self) -> str:
         return f"MariaDB at {self.socket or f'{self.host}:{self.port}'} as {self.user!r}"
 
-    def connect(self, read_timeout: float = 60.0) -> pymysql.Connection:
+    def connect(self, seconds: float = 60.0) -> pymysql.Connection:
+        """``seconds``: how long each answer may take."""
         # Without ssl_disabled PyMySQL builds an SSL context for each connection, which a socket has no use for.
         return pymysql.connect(unix_socket=self.socket or None, host=self.host or None, port=self.port, user=self.user,
                                password=self.password.encode(), ssl_disabled=bool(self.socket), charset="utf8mb4",
-                               collation="utf8mb4_bin", conv=CONVERSIONS, autocommit=True, connect_timeout=5,
-                               read_timeout=read_timeout)
+                               collation="utf8mb4_bin", conv=CONVERSIONS, autocommit=True, read_timeout=seconds,
+                               connect_timeout=min(seconds, 5.0))
 
 
 class MariaDB:
@@ -153,17 +164,19 @@ class MariaDB:
     was asked for, as an account that can read no other, and what a query leaves on one is wiped."""
 
     def __init__(self, readers: Mapping[str, _Login], undo: ExitStack, time_limit: float, caps: Caps,
-                 connections: int) -> None:
+                 connections: int, server: Server | None = None) -> None:
+        """``server``: the one that the readers log in to, if it is ours."""
         if time_limit <= 0 or connections < 1:              # to the server, 0 seconds are no limit
             raise ValueError(f"expected time_limit > 0 and connections >= 1, got {time_limit} and {connections}")
-        self._closed, self._closing = False, Lock()
-        self._readers = readers                                             # our name of a database → who reads it
+        self._closed, self._closing, self._taking_all = False, Lock(), Lock()
+        self._readers, self._server = readers, server                       # our name of a database → who reads it
         self._patience = time_limit + SECONDS_OF_GRACE
         self._session = "SET SESSION " + SESSION.format(time_limit)
         self._caps, self._connections = caps, connections
-        self._slots: LifoQueue[dict[str, pymysql.Connection]] = LifoQueue()
+        self._slots: LifoQueue[_Slot] = LifoQueue()
         for _ in range(connections):
             self._slots.put({})
+        self._crashes = 0                                                   # since the last query that ended well
         self._undo = undo.pop_all()                                         # from here on close() is responsible
 
     def run(self, sql: str | None, database_name: str) -> Execution:
@@ -172,33 +185,26 @@ class MariaDB:
             raise ValueError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._readers))}")
         if sql is None or not sql.strip(BLANK):
             return Execution("no_sql")
-        if reason := objection(sql, QUOTED):
+        if reason := text_objection(sql):
             return Execution("refused", error=reason)
-        reader, slot = self._readers[database_name], self._slots.get()
+        slot = self._slots.get()
         try:
-            for pause in PAUSES:
-                time.sleep(pause)
-                if self._closed:
-                    raise DatabaseError("MariaDB is closed")
-                try:
-                    if database_name not in slot or not slot[database_name].open:
-                        slot[database_name] = reader.connect(self._patience)
-                    return self._attempt(reader, slot[database_name], sql)
-                except pymysql.MySQLError as error:
-                    failure = error
-            raise DatabaseError(f"{reader} failed {len(PAUSES)} times: {_message(failure)}") from failure
+            return self._run(slot, database_name, sql)
+        except _ServerDied:
+            pass                                            # of this query, or of another that ran beside it
         finally:
             self._slots.put(slot)
+        with self._all_slots() as slots:
+            return self._run_alone(slots[0], database_name, sql)
 
     def close(self) -> None:
         """Wait for the queries that run, then undo all that opening did."""
         with self._closing, self._undo:             # which undoes, once, even if the waiting is interrupted
             if not self._closed:
-                self._closed = True
-                for slot in [self._slots.get() for _ in range(self._connections)]:
-                    for connection in slot.values():
+                self._closed = True                 # whoever waits for a slot gets the error
+                with self._all_slots() as slots:
+                    for connection in [connection for slot in slots for connection in slot.values()]:
                         _hang_up(connection)
-                    self._slots.put({})             # whoever waits for a slot gets the error
 
     def __enter__(self) -> "MariaDB":
         return self
@@ -206,10 +212,55 @@ class MariaDB:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextmanager
+    def _all_slots(self) -> Iterator[list["_Slot"]]:
+        """All slots, as soon as nothing runs. Whoever waits here must hold none."""
+        with self._taking_all, ExitStack() as put_back:
+            taken = []
+            while len(taken) < self._connections:
+                taken.append(self._slots.get())
+                put_back.callback(self._slots.put, taken[-1])
+            yield taken
+
+    def _run(self, slot: "_Slot", database_name: str, sql: str) -> Execution:
+        """One query, however often the server has to be reached for. ``_ServerDied``: a server of ours ended meanwhile."""
+        reader = self._readers[database_name]
+        for pause in PAUSES:
+            if self._closed:
+                raise DatabaseError("MariaDB is closed")
+            try:
+                if database_name not in slot or not slot[database_name].open:
+                    slot[database_name] = reader.connect(SECONDS_TO_ANSWER)
+                return self._attempt(reader, slot[database_name], sql)
+            except pymysql.MySQLError as error:
+                failure = error
+            if not self._server:
+                time.sleep(pause)
+                continue
+            if _timed_out(failure):                         # it hangs
+                self._server.kill()
+            if self._server.has_ended(pause):
+                raise _ServerDied
+        raise DatabaseError(f"{reader} failed {len(PAUSES)} times: {_message(failure)}") from failure
+
+    def _run_alone(self, slot: "_Slot", database_name: str, sql: str) -> Execution:
+        """A query that a server of ours died with, while nothing else runs. Its fault if that happens here too."""
+        for _ in range(DEATHS):
+            self._server.restart()
+            try:
+                return self._run(slot, database_name, sql)
+            except _ServerDied:
+                pass
+        self._crashes += 1
+        if self._crashes >= CRASHES:
+            raise DatabaseError(f"the private MariaDB died under {CRASHES} queries in a row, the last of them {sql[:200]!r}")
+        return Execution("other", error="the server crashed")
+
     def _attempt(self, reader: _Login, connection: pymysql.Connection, sql: str) -> Execution:
         """One query on one connection; raises ``MySQLError`` if the server is at fault."""
         with ExitStack() as cut_short:
             cut_short.callback(_hang_up, connection)        # whatever goes wrong, nobody shall read the rest of it
+            connection._read_timeout = SECONDS_TO_ANSWER
             connection._execute_command(RESET_CONNECTION, b"")
             connection._read_ok_packet()
             connection.query(self._session)
@@ -222,9 +273,10 @@ class MariaDB:
         start = time.perf_counter()
         cursor = connection.cursor(SSCursor)                # unbuffered: rows arrive while they are counted
         try:
+            connection._read_timeout = self._patience
             cursor.execute(sql)
             columns = tuple(column[0] for column in cursor.description or ())
-            rows = self._caps.read(iter(cursor.fetchone, None))
+            rows = self._caps.read(_rows(cursor, start + self._patience))
             if rows is None:
                 _hang_up(connection)                        # a result can only be read to its end or not at all
         except pymysql.MySQLError as error:
@@ -236,30 +288,55 @@ class MariaDB:
         seconds = time.perf_counter() - start
         if rows is None:
             return Execution("too_large", error=str(self._caps), seconds=seconds)
+        self._crashes = 0
         return Execution("ok", rows, columns, seconds=seconds)
 
     def _blame(self, error: pymysql.MySQLError, reader: _Login, connection: pymysql.Connection) -> Status:
         """What kind of failure it was; raises the error again if the statement is not to blame."""
         code = error.args[0]
-        if code == 2013 and isinstance(error.__context__, TimeoutError):    # our patience has ended, the query has not
-            self._kill(reader, connection.thread_id())
+        if _timed_out(error):                               # our patience has ended, the query has not
+            if not _end_query(reader, connection.thread_id()) and self._server:
+                self._server.kill()                         # whoever else runs there finds that it has died, and runs again
             return "timeout"
         if not isinstance(code, int) or code in BROKEN or code == 0 or 2000 <= code < 3000:
             raise error
         return STATUS.get(code, "other")
 
-    def _kill(self, reader: _Login, thread: int) -> None:
-        """KILL it as its reader, who may always kill its own. A server that does not do even that is at fault."""
-        with reader.connect(self._patience) as connection:
-            try:
+
+_Slot = dict[str, pymysql.Connection]           # our name of a database → a connection of its reader
+
+
+class _ServerDied(Exception):
+    """A server of ours ended while a query was run."""
+
+
+def _rows(cursor: SSCursor, deadline: float) -> Iterator[tuple[object, ...]]:
+    """The rows of a result. Each is waited for as long as there is time."""
+    while row := cursor.fetchone():
+        yield row
+        cursor.connection._read_timeout = max(1e-3, deadline - time.perf_counter())
+
+
+def _end_query(reader: _Login, thread: int) -> bool:
+    """KILL it as its reader, who may always kill its own. Whether it is gone before long: some functions look up from their
+    work for nothing."""
+    until = time.monotonic() + SECONDS_TO_DIE
+    try:
+        with reader.connect(SECONDS_TO_DIE) as connection:
+            while time.monotonic() < until:
                 connection.query(f"KILL {thread}")
-            except pymysql.MySQLError as error:
-                if error.args[0] != 1094:                   # no such thread: it has ended meanwhile
-                    raise
+                time.sleep(0.01)
+    except pymysql.MySQLError as error:
+        return error.args[0] == 1094                        # no such thread
+    return False
 
 
 def _message(error: pymysql.MySQLError) -> str:
     return str(error.args[-1])
+
+
+def _timed_out(error: pymysql.MySQLError) -> bool:
+    return error.args[0] in (2003, 2013) and isinstance(error.__context__, TimeoutError)
 
 
 def _hang_up(connection: pymysql.Connection) -> None:

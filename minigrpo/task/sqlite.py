@@ -31,8 +31,8 @@ from minigrpo.task.questions import unknown
 from minigrpo.task.sqlite_text import named_twice, text_objection
 
 CELL_BYTES = 32_768         # of one value or one stored row: what a C function can be given
-MAX_CALLS = 100             # of functions and LIKEs in a statement
-STEPS_PER_LOOK = 1_000      # of SQLite's virtual machine, between two looks at the clock
+MAX_CALLS = 50              # of functions and LIKEs in a statement
+STEPS_PER_LOOK = 100        # of SQLite's virtual machine, between two looks at the clock
 
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: CELL_BYTES, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4 * MAX_SQL,      # in bytes
