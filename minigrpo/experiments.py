@@ -41,7 +41,7 @@ def measure(runs: Runs) -> Figures:
 
 def _ends(members: Sequence[Records], apart: Sequence[set[str]]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    parts = {" (held-out kinds)": True, " (other kinds)": False} if any(apart) else {"": None}
+    parts = {" (untaught kinds)": True, " (taught kinds)": False} if any(apart) else {"": None}
     for split, summary in members[0].moments["after"].items():
         if summary["n"]:
             for name, inside in parts.items():

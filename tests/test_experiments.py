@@ -147,8 +147,8 @@ def test_held_out_kinds_are_measured_apart_in_runs_that_had_them_too(tmp_path):
                                   summary={"steps": 1, "before": moment(0.0, 0.0), "after": moment(a, b)}))
     figures = measure({"without": [run("without", '[task]\nhold_out = ["b"]\n', 50.0, 10.0)],
                        "with": [run("with", "", 60.0, 40.0)]})
-    assert [figures[label]["dev (held-out kinds): strict"] for label in ("without", "with")] == [[10.0], [40.0]]
-    assert [figures[label]["dev (other kinds): strict"] for label in ("without", "with")] == [[50.0], [60.0]]
+    assert [figures[label]["dev (untaught kinds): strict"] for label in ("without", "with")] == [[10.0], [40.0]]
+    assert [figures[label]["dev (taught kinds): strict"] for label in ("without", "with")] == [[50.0], [60.0]]
     assert "dev: strict" not in figures["with"]
 
 
@@ -158,7 +158,7 @@ def test_a_sweep_over_kinds_and_names_runs(train_recipe, tmp_path):
     assert run_experiment("generalise", str(QUICKSTART), [*SHORT, f"run.out={tmp_path}"], [1], train_recipe.train) == 0
     figures = json.loads((tmp_path / "generalise/table.json").read_text())
     assert [f"{split} ({which} kinds): strict" in figures["GRPO on all kinds"] for split in ("dev", "renamed")
-            for which in ("held-out", "other")] == [True] * 4
+            for which in ("untaught", "taught")] == [True] * 4
     held = {name: load_config(tmp_path / f"generalise/{name}-1/config.toml").task.hold_out
             for name in ("start", "GRPO-on-the-other-kinds", "GRPO-on-all-kinds")}
     assert held["start"] == held["GRPO-on-the-other-kinds"] != held["GRPO-on-all-kinds"] == ()

@@ -118,7 +118,7 @@ def contents(out: Path) -> dict[str, object]:
     for file in out.rglob("*"):
         if file.name == "SHA256SUMS":                       # of files that are compared, one of which names the folder
             found[str(file.relative_to(out))] = sorted(line.split()[1] for line in file.read_text().splitlines())
-        elif file.name == "metrics.jsonl":
+        elif file.name in ("metrics.jsonl", "warmup.jsonl"):
             found[file.name] = [{name: value for name, value in json.loads(line).items()
                                  if not name.startswith(("seconds/", "memory/"))} for line in file.read_bytes().splitlines()]
         elif file.name == "samples.jsonl":
