@@ -26,6 +26,7 @@ from minigrpo.task.questions import Question, unknown
 from minigrpo.task.renamed import RENAMED
 from minigrpo.task.reward import PRESETS
 
+AT_ONCE = 2, 8                                                  # candidates: only their order counts; their distances too
 FOLDS = 5                                                       # a seed's runs have one kind of question in so many held out
 Keys = Sequence[str]                                            # what differs, as for --set
 Runs = Mapping[str, Sequence[Records]]                          # label → a run for each seed
@@ -33,8 +34,8 @@ Figures = Mapping[str, Mapping[str, Sequence[float]]]           # label → what
 
 
 def measure(runs: Runs) -> Figures:
-    """Strict before and after on each split that the runs report, errors after; reward, zero spread and length at the end of
-    training. Where some runs had kinds of questions held out: strict on these and on the others, for all runs."""
+    """Strict before and after on each split that the runs report, hacks and errors after; reward, zero spread and length at
+    the end of training. Where some runs had kinds of questions held out: strict on these and on the others, for all runs."""
     apart = [{kind for run in seed for kind in run.cfg.task.hold_out} for seed in zip(*runs.values())]
     return {label: _ends(members, apart) for label, members in runs.items()}
 
@@ -48,7 +49,8 @@ def _ends(members: Sequence[Records], apart: Sequence[set[str]]) -> dict[str, li
                 for label, moment in (("start", "before"), ("strict", "after")):
                     found[f"{split}{name}: {label}"] = [_strict(run.moments[moment][split], kinds, inside)
                                                         for run, kinds in zip(members, apart)]
-            found[f"{split}: errors"] = [run.moments["after"][split]["error_rate"] for run in members]
+            for label, name in (("EMS, not strict", "hack"), ("errors", "error_rate")):
+                found[f"{split}: {label}"] = [run.moments["after"][split][name] for run in members]
     for name, label in (("reward", "reward"), ("frac_reward_zero_std", "zero spread"), ("completions/mean_length", "tokens")):
         found[label] = [fmean(series(run.steps, name)[-window_for(len(run.steps)):]) for run in members]
     return found
@@ -82,6 +84,12 @@ def measure_costs(runs: Runs) -> Figures:
 def _within(run: Records, axis: int, budget: float) -> float:
     """Percent strict at the last look that the budget allows: 0 is for seconds, 1 for examples. NaN: there is none."""
     return next((look[2] for look in reversed(run.costs()) if look[axis] <= budget), math.nan)
+
+
+def draw_by_candidates(runs: Runs, out: Path) -> list[Path]:
+    """Pictures of the runs with two candidates, and others of those with eight."""
+    return [file for K in AT_ONCE for file in compare_runs(
+        {label: members for label, members in runs.items() if label.endswith(f" K={K}")}, out / f"K={K}")]
 
 
 def brevity(question: Question, sql: str | None, execution: Execution) -> float:
@@ -150,7 +158,7 @@ EXPERIMENTS = {
     "rewards": Experiment(
         "What does each reward teach? Every preset from the same start; K = 2 knows only which of two is better.",
         lambda cfg: {f"{preset} K={K}": (f"reward.preset={preset}", f"generation.completions={K}")
-                     for K in (2, 8) for preset in PRESETS}),
+                     for K in AT_ONCE for preset in PRESETS}, draw=draw_by_candidates),
     "candidates": Experiment(
         "How should candidates be written, and how many?",
         lambda cfg: {f"{method} K={K}": (f"generation.method={method}", f"generation.completions={K}")

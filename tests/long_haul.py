@@ -44,7 +44,8 @@ def watch(overrides: Sequence[str], out: Path, pause: float = 0.5) -> Iterator[L
             if step and server and (look := _look(step, program.pid, server)):
                 yield look
     if program.returncode:
-        raise RuntimeError(f"the run ended with {program.returncode}: {(out.parent / 'log').read_text(errors='replace')[-500:]}")
+        said = (out.parent / "log").read_text(errors="replace")[-500:]
+        raise RuntimeError(f"the run ended with {program.returncode}: {said}")
 
 
 def steps_done(out: Path) -> int:
