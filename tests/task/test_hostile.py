@@ -159,6 +159,7 @@ def test_the_text_alone_says_no(family: Family) -> None:
     assert [sql for sql in family.queries if not text_objection(sql)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.mariadb and family.name != "not text"], ids=str)
 def test_without_the_look_at_the_text_it_does_no_harm_either(mariadb_unguarded: MariaDB, family: Family) -> None:
     """Rights, a session that only reads, its limits, the caps and the watch hold alone. Only the status may differ."""
