@@ -23,11 +23,12 @@ SAMPLES = 3                     # values a column that a query may know of at le
 
 
 def load_split(task: config.Task, split: str, gold_sql: str = "") -> list[Question]:
-    """The questions of one split; ``gold_sql``: a warm-up's source, whose queries are attached where they are known."""
+    """The questions of one split; ``gold_sql``: as ``warmup.source``; its queries are attached where they are known."""
     own = ("athletes", "jsonl")                             # kinds whose questions bring gold SQL along
     if gold_sql and (gold_sql if gold_sql in own else "temptabqa") != task.kind:
         expected = f'"{task.kind}"' if task.kind in own else "a JSONL file"
-        raise ValueError(f'warmup.source: gold SQL for task.kind = "{task.kind}" comes from {expected}, got "{gold_sql}"')
+        raise ValueError(f'warmup.source, reward.gold_sql: gold SQL for task.kind = "{task.kind}" comes from {expected}, got '
+                         f'"{gold_sql}"')
     if split == RENAMED and task.kind in TESTED:
         return ask_renamed(load_split(task, TESTED[task.kind]))
     if task.kind == "temptabqa":
@@ -69,7 +70,8 @@ class Data:
 
 
 def load_data(cfg: config.Config) -> Data:
-    known = without_kinds(load_split(cfg.task, cfg.task.split, cfg.warmup.source), cfg.task.hold_out)
+    gold_sql = cfg.warmup.source or cfg.reward.gold_sql
+    known = without_kinds(load_split(cfg.task, cfg.task.split, gold_sql), cfg.task.hold_out)
     dev = load_split(cfg.task, cfg.evaluation.split)
     return Data(known, dev, dev[:cfg.evaluation.questions or len(dev)],
                 {name: load_split(cfg.task, name) for name in cfg.evaluation.report})
@@ -93,7 +95,8 @@ def open_judge(task: config.Task, database: config.Database, reward: config.Rewa
 def open_loaded(task: config.Task, cfg: config.Database) -> tuple[Database, Mapping[str, Tables]]:
     """The configured engine with the task's tables loaded, and these."""
     tables = athletes.load_databases() if task.kind == "athletes" else temptabqa.load_databases(task.path)
-    tables = {**tables, RENAMED: rename_tables(tables["original"])}
+    if "original" in tables:                                # else no file that is there asks anything of it
+        tables = {**tables, RENAMED: rename_tables(tables["original"])}
     if cfg.engine == "mock":
         return MockDatabase(), tables
     if cfg.engine == "sqlite":

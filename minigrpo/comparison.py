@@ -1,4 +1,6 @@
-"""Several runs → one picture: how they rose, what that cost, and where they ended. Knows no model and no database."""
+"""Several runs side by side, one under each label for each seed: how they rose, what that cost, and where they ended, in
+figures and in pictures. Knows no model and no database.
+"""
 
 import math
 from pathlib import Path
@@ -7,13 +9,87 @@ from typing import TYPE_CHECKING, Mapping, Sequence
 
 from minigrpo.metrics import printable
 from minigrpo.pictures import COLOURS, DASHES, legend_above, percent_axis, picture, short, smooth, two_columns, window_for
-from minigrpo.records import Records, phases
+from minigrpo.records import Records, phases, series
 
 if TYPE_CHECKING:
     from minigrpo.pictures import Axes
 
+Runs = Mapping[str, Sequence[Records]]                          # label → a run for each seed
+Figures = Mapping[str, Mapping[str, Sequence[float]]]           # label → what is measured → its value for each seed
 
-def compare_runs(runs: Mapping[str, Sequence[Records]], out: Path) -> list[Path]:
+
+# ----------------------------------------------------------------------------------------------------------------- figures
+def measure(runs: Runs) -> Figures:
+    """Strict before and after on each split that the runs report, hacks and errors after; reward, zero spread and length at
+    the end of training. Where some runs had kinds of questions held out: strict on these and on the others, for all runs."""
+    apart = [{kind for run in seed for kind in run.cfg.task.hold_out} for seed in zip(*runs.values())]
+    return {label: _figures(members, apart) for label, members in runs.items()}
+
+
+def _figures(members: Sequence[Records], apart: Sequence[set[str]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    parts = {" (untaught kinds)": True, " (taught kinds)": False} if any(apart) else {"": None}
+    for split, summary in members[0].moments["after"].items():
+        if summary["n"]:
+            for name, inside in parts.items():
+                for label, moment in (("start", "before"), ("strict", "after")):
+                    found[f"{split}{name}: {label}"] = [_strict(run.moments[moment][split], kinds, inside)
+                                                        for run, kinds in zip(members, apart)]
+            for label, name in (("EMS, not strict", "hack"), ("errors", "error_rate")):
+                found[f"{split}: {label}"] = [run.moments["after"][split][name] for run in members]
+    for name, label in (("reward", "reward"), ("frac_reward_zero_std", "zero spread"), ("completions/mean_length", "tokens")):
+        found[label] = [fmean(series(run.steps, name)[-window_for(len(run.steps)):]) for run in members]
+    return found
+
+
+def _strict(summary: Mapping, kinds: set[str], inside: bool | None) -> float:
+    """Percent strict of a split's questions; ``inside``: of these kinds (True), of the others (False), of all (None)."""
+    if inside is None:
+        return summary["strict"]
+    chosen = [of for kind, of in summary["kinds"].items() if (kind in kinds) is inside]
+    return sum(of["strict"] * of["n"] for of in chosen) / sum(of["n"] for of in chosen) if chosen else math.nan
+
+
+def measure_costs(runs: Runs) -> Figures:
+    """Strict on the evaluation split for what the first run of a seed took in all, in seconds of training and in examples;
+    what each took itself; strict in the end on what they report; and where the seconds of a step of GRPO, or of the warm-up
+    where there is none, went."""
+    budgets = [run.costs()[-1] for run in next(iter(runs.values()))]
+    return {label: {
+        "at equal seconds": [_within(run, 0, budget[0]) for run, budget in zip(members, budgets)],
+        "at equal examples": [_within(run, 1, budget[1]) for run, budget in zip(members, budgets)],
+        "seconds": [run.costs()[-1][0] for run in members],
+        "examples": [float(run.costs()[-1][1]) for run in members],
+        **{f"{split}: strict": [run.moments["after"][split]["strict"] for run in members]
+           for split, summary in members[0].moments["after"].items() if summary["n"]},
+        **{f"{phase}, s a step": [fmean(phases(record).get(phase, 0.0) for record in run.steps or run.warmup)
+                                  for run in members] for phase in ("generate", "execute", "reward", "reference", "update")},
+    } for label, members in runs.items()}
+
+
+def _within(run: Records, axis: int, budget: float) -> float:
+    """Percent strict at the last look that the budget allows: 0 is for seconds, 1 for examples. NaN: there is none."""
+    return next((look[2] for look in reversed(run.costs()) if look[axis] <= budget), math.nan)
+
+
+def layout(figures: Figures) -> list[list[str]]:
+    """A line for each label, or a column where there are fewer labels than figures: means over the seeds."""
+    columns = list(next(iter(figures.values())))
+    lines = [["", *columns], *([label, *(_cell(of[column]) for column in columns)] for label, of in figures.items())]
+    return lines if len(figures) > len(columns) else [list(line) for line in zip(*lines)]
+
+
+def _cell(values: Sequence[float]) -> str:
+    """The mean, and where there are several seeds the lowest and the highest."""
+    if any(map(math.isnan, values)):
+        return "–"
+    digits = 3 if 0 < max(map(abs, values)) < 1 else 1
+    spread = f" ({min(values):.{digits}f}…{max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- pictures
+def compare_runs(runs: Runs, out: Path) -> list[Path]:
     """Several runs under each label, one a seed, as two pictures: how strict rose, by steps and by seconds, and where it
     ended. Thin lines and dots are runs, thick lines and bars their means.
 
@@ -40,7 +116,7 @@ def _colour(number: int) -> tuple[str, str]:
     return COLOURS[number % 7], DASHES[number // 7 % len(DASHES)]
 
 
-def _plot_comparison(runs: Mapping[str, Sequence[Records]], splits: Sequence[str], file: Path) -> None:
+def _plot_comparison(runs: Runs, splits: Sequence[str], file: Path) -> None:
     rows = math.ceil(len(runs) / 4)
     with picture(file, 2.7 * len(splits) + 0.2 * rows) as figure:
         grid = two_columns(figure, 2 * len(splits))
@@ -89,7 +165,7 @@ def _end(run: Records, moment: str, split: str) -> float:
     return values[-1] if split else fmean(values[-window_for(len(values)):])
 
 
-def _plot_ends(runs: Mapping[str, Sequence[Records]], ends: Sequence[tuple[str, str]], file: Path) -> None:
+def _plot_ends(runs: Runs, ends: Sequence[tuple[str, str]], file: Path) -> None:
     """Bars and figures are means over the runs of a label (lowest … highest), dots are runs, a line is where they began."""
     with picture(file, 0.5 + math.ceil(len(ends) / 2) * (0.9 + 0.3 * len(runs))) as figure:
         for axes, (moment, split) in zip(two_columns(figure, len(ends)), ends):
@@ -113,7 +189,7 @@ def _plot_ends(runs: Mapping[str, Sequence[Records]], ends: Sequence[tuple[str, 
 
 
 # ---------------------------------------------------------------------------------------------------------------- what it cost
-def plot_costs(runs: Mapping[str, Sequence[Records]], out: Path) -> list[Path]:
+def plot_costs(runs: Runs, out: Path) -> list[Path]:
     """Strict on the evaluation split against seconds of training and against examples seen, warm-up included, up to what the
     first label took; and where the seconds of a step go. A line is a run, a bar a mean. Returns ``out``/compare-costs.png."""
     first, split = next(iter(runs.values())), next(iter(runs.values()))[0].cfg.evaluation.split
@@ -138,7 +214,7 @@ def plot_costs(runs: Mapping[str, Sequence[Records]], out: Path) -> list[Path]:
     return [file]
 
 
-def _draw_phases(axes: "Axes", runs: Mapping[str, Sequence[Records]]) -> None:
+def _draw_phases(axes: "Axes", runs: Runs) -> None:
     """Mean seconds of a step of GRPO by phase, but for what takes next to nothing; of the warm-up where there is no other."""
     steps = {label: [phases(record) for run in members for record in run.steps or run.warmup]
              for label, members in runs.items()}

@@ -120,6 +120,7 @@ class Generation:
 @dataclass(frozen=True)
 class Reward:
     preset: str = key("paper", "a row of minigrpo.task.reward.PRESETS, or module.function of your own")
+    gold_sql: str = key("", "for the preset structural, where no warm-up brings gold SQL: what warmup.source would name")
 
 
 @dataclass(frozen=True)

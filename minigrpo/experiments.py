@@ -14,10 +14,10 @@ from typing import Callable, Mapping, Sequence
 
 from minigrpo import config
 from minigrpo.assemble import load_split
-from minigrpo.comparison import compare_runs, plot_costs
+from minigrpo.comparison import Figures, Runs, compare_runs, layout, measure, measure_costs, plot_costs
 from minigrpo.metrics import say, table
-from minigrpo.pictures import can_draw, window_for
-from minigrpo.records import Records, phases, read_run, series
+from minigrpo.pictures import can_draw
+from minigrpo.records import Records, phases, read_run
 from minigrpo.run import has_steps
 from minigrpo.start import base_path, start_adapter
 from minigrpo.tables import markdown
@@ -29,61 +29,6 @@ from minigrpo.task.reward import PRESETS
 AT_ONCE = 2, 8                                                  # candidates: only their order counts; their distances too
 FOLDS = 5                                                       # a seed's runs have one kind of question in so many held out
 Keys = Sequence[str]                                            # what differs, as for --set
-Runs = Mapping[str, Sequence[Records]]                          # label → a run for each seed
-Figures = Mapping[str, Mapping[str, Sequence[float]]]           # label → what is measured → its value for each seed
-
-
-def measure(runs: Runs) -> Figures:
-    """Strict before and after on each split that the runs report, hacks and errors after; reward, zero spread and length at
-    the end of training. Where some runs had kinds of questions held out: strict on these and on the others, for all runs."""
-    apart = [{kind for run in seed for kind in run.cfg.task.hold_out} for seed in zip(*runs.values())]
-    return {label: _ends(members, apart) for label, members in runs.items()}
-
-
-def _ends(members: Sequence[Records], apart: Sequence[set[str]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    parts = {" (untaught kinds)": True, " (taught kinds)": False} if any(apart) else {"": None}
-    for split, summary in members[0].moments["after"].items():
-        if summary["n"]:
-            for name, inside in parts.items():
-                for label, moment in (("start", "before"), ("strict", "after")):
-                    found[f"{split}{name}: {label}"] = [_strict(run.moments[moment][split], kinds, inside)
-                                                        for run, kinds in zip(members, apart)]
-            for label, name in (("EMS, not strict", "hack"), ("errors", "error_rate")):
-                found[f"{split}: {label}"] = [run.moments["after"][split][name] for run in members]
-    for name, label in (("reward", "reward"), ("frac_reward_zero_std", "zero spread"), ("completions/mean_length", "tokens")):
-        found[label] = [fmean(series(run.steps, name)[-window_for(len(run.steps)):]) for run in members]
-    return found
-
-
-def _strict(summary: Mapping, kinds: set[str], inside: bool | None) -> float:
-    """Percent strict of a split's questions; ``inside``: of these kinds (True), of the others (False), of all (None)."""
-    if inside is None:
-        return summary["strict"]
-    chosen = [of for kind, of in summary["kinds"].items() if (kind in kinds) is inside]
-    return sum(of["strict"] * of["n"] for of in chosen) / sum(of["n"] for of in chosen) if chosen else math.nan
-
-
-def measure_costs(runs: Runs) -> Figures:
-    """Strict on the evaluation split for what the first run of a seed took in all, in seconds of training and in examples;
-    what each took itself; strict in the end on what they report; and where the seconds of a step of GRPO, or of the warm-up
-    where there is none, went."""
-    budgets = [run.costs()[-1] for run in next(iter(runs.values()))]
-    return {label: {
-        "at equal seconds": [_within(run, 0, budget[0]) for run, budget in zip(members, budgets)],
-        "at equal examples": [_within(run, 1, budget[1]) for run, budget in zip(members, budgets)],
-        "seconds": [run.costs()[-1][0] for run in members],
-        "examples": [float(run.costs()[-1][1]) for run in members],
-        **{f"{split}: strict": [run.moments["after"][split]["strict"] for run in members]
-           for split, summary in members[0].moments["after"].items() if summary["n"]},
-        **{f"{phase}, s a step": [fmean(phases(record).get(phase, 0.0) for record in run.steps or run.warmup)
-                                  for run in members] for phase in ("generate", "execute", "reward", "reference", "update")},
-    } for label, members in runs.items()}
-
-
-def _within(run: Records, axis: int, budget: float) -> float:
-    """Percent strict at the last look that the budget allows: 0 is for seconds, 1 for examples. NaN: there is none."""
-    return next((look[2] for look in reversed(run.costs()) if look[axis] <= budget), math.nan)
 
 
 def draw_by_candidates(runs: Runs, out: Path) -> list[Path]:
@@ -112,8 +57,11 @@ class Experiment:
 
 def kinds_apart(cfg: config.Config) -> list[str]:
     """Every fifth kind of the training questions; each of five seeds has others."""
-    kinds = sorted({question.kind for question in load_split(cfg.task, cfg.task.split)})
-    return kinds[cfg.run.seed % FOLDS::FOLDS]
+    kinds, first = sorted({question.kind for question in load_split(cfg.task, cfg.task.split)}), cfg.run.seed % FOLDS
+    if first >= len(kinds) or len(kinds) == 1:
+        raise ValueError(f"--experiment generalise: of the {len(kinds)} kinds of questions in the split {cfg.task.split} seed "
+                         f"{cfg.run.seed} would hold out {'none' if first else 'all'}: expected at least {max(2, first + 1)}")
+    return kinds[first::FOLDS]
 
 
 def untaught_kinds(cfg: config.Config) -> Keys:
@@ -190,6 +138,8 @@ def run_experiment(name: str, source: str, overrides: Keys, seeds: Sequence[int]
     config.require(cfg, "model.path", "run.out")
     if not cfg.evaluation.report:
         raise ValueError("--experiment: name the splits to compare the runs on in evaluation.report")
+    if not cfg.run.steps:
+        raise ValueError("--experiment: with run.steps = 0 there is nothing to compare")
     root, runs = Path(cfg.run.out) / name, {}
 
     def run(label: str, seed: int, *keys: str) -> tuple[int, Path]:
@@ -205,7 +155,8 @@ def run_experiment(name: str, source: str, overrides: Keys, seeds: Sequence[int]
             if status:
                 return status
             start = config.load_config(made / "config.toml")
-            shared = f"model.path={base_path(start)}", f"model.adapter={start_adapter(start)}", 'warmup.source=""'
+            shared = (f"model.path={base_path(start)}", f"model.adapter={start_adapter(start)}", 'warmup.source=""',
+                      f"reward.gold_sql={json.dumps(cfg.warmup.source or cfg.reward.gold_sql)}")
         for label, keys in experiment.variants(seeded).items():
             first = next(iter(runs.values()), [])
             status, folder = run(label, seed, *shared, *(keys(first[-1]) if callable(keys) else keys))
@@ -215,24 +166,10 @@ def run_experiment(name: str, source: str, overrides: Keys, seeds: Sequence[int]
     figures = experiment.measure(runs)
     cells = layout(figures)
     say(f"\n{experiment.question}\n\n{table(cells)}")
-    (root / "table.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    numbers = {label: {name: [None if math.isnan(value) else value for value in values] for name, values in of.items()}
+               for label, of in figures.items()}
+    (root / "table.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     (root / "table.md").write_text(f"{experiment.question}\n\n{markdown(cells)}\n", encoding="utf-8")
     if can_draw():
         say("\n" + "\n".join(map(str, experiment.draw(runs, root))))
     return 0
-
-
-def layout(figures: Figures) -> list[list[str]]:
-    """A line for each label, or a column where there are fewer labels than figures: means over the seeds."""
-    columns = list(next(iter(figures.values())))
-    lines = [["", *columns], *([label, *(_cell(of[column]) for column in columns)] for label, of in figures.items())]
-    return lines if len(figures) > len(columns) else [list(line) for line in zip(*lines)]
-
-
-def _cell(values: Sequence[float]) -> str:
-    """The mean, and where there are several seeds the lowest and the highest."""
-    if any(map(math.isnan, values)):
-        return "–"
-    digits = 3 if 0 < max(map(abs, values)) < 1 else 1
-    spread = f" ({min(values):.{digits}f}…{max(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{spread}"

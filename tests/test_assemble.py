@@ -5,11 +5,12 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from minigrpo.assemble import load_split, load_tests, open_judge, split_is_there
+from minigrpo.assemble import load_data, load_split, load_tests, open_judge, split_is_there
 from minigrpo.config import Config, load_config
 from minigrpo.policy.lora import adapter_parameters, adapters, reference
 from minigrpo.policy.weights import save_adapter
@@ -66,7 +67,7 @@ def test_the_athletes_bring_their_questions_and_their_gold_sql(config):
 
 
 def test_the_renamed_database_is_asked_what_a_test_split_asks(config, shop):
-    """The benchmark's Original, the athletes' held-out ones; the judge knows its tables, and questions of one's own have none."""
+    """The benchmark's Original, the athletes' held-out ones; the judge knows its tables. Questions of one's own have none."""
     for kind, tested in (("temptabqa", "original"), ("athletes", "heldout")):
         cfg = config(f"task.kind={kind}", "database.engine=sqlite")
         assert [question.text for question in load_split(cfg.task, "renamed")] == [
@@ -77,6 +78,25 @@ def test_the_renamed_database_is_asked_what_a_test_split_asks(config, shop):
             assert judge.database.run("SELECT COUNT(*) FROM Competitor", "renamed").ok
     task = config("task.kind=jsonl", f"task.path={shop}").task
     assert not split_is_there(task, "renamed")
+
+
+def test_without_the_original_database_there_is_no_renamed_one(config, tmp_path):
+    """A folder that has CounterFactual alone: its questions can be asked, and nothing is missed."""
+    source = Path(config().task.path)
+    file = "Test_Dataset_with_Splits/CounterFactual.tsv"
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_bytes((source / file).read_bytes())
+    cfg = config(f"task.path={tmp_path}", "database.engine=sqlite")
+    with judge_of(cfg) as judge:
+        assert judge.databases == ("counterfactual",)
+
+
+def test_the_benchmark_brings_gold_sql_for_a_reward_too(config):
+    """Without a warm-up, from the file that a warm-up would name."""
+    task = config().task
+    cfg = config("evaluation.report=[]", f"reward.gold_sql={task.path}/gold_sql.jsonl", 'warmup.source=""')
+    assert all(question.gold_sql for question in load_data(cfg).known)
+    assert not any(question.gold_sql for question in load_data(config("evaluation.report=[]", 'warmup.source=""')).known)
 
 
 def test_questions_of_ones_own_bring_their_gold_sql(config, shop):
@@ -94,7 +114,7 @@ def test_questions_of_ones_own_bring_their_gold_sql(config, shop):
 def test_gold_sql_of_one_task_is_not_the_others(config, shop, kind, source, expected):
     task = config(f"task.kind={kind}").task if kind != "jsonl" else config("task.kind=jsonl", f"task.path={shop}").task
     assert sentence(load_split, task, "train", source) == (
-        f'warmup.source: gold SQL for task.kind = "{kind}" comes from {expected}, got "{source}"')
+        f'warmup.source, reward.gold_sql: gold SQL for task.kind = "{kind}" comes from {expected}, got "{source}"')
 
 
 def test_the_splits_to_test_on(config, shop):

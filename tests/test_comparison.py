@@ -1,16 +1,63 @@
-"""comparison.py: what is drawn of several runs, read from the axes."""
+"""comparison.py: what is measured of several runs, by hand, and what is drawn of them, read from the axes."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from minigrpo.comparison import compare_runs, plot_costs
+from minigrpo.comparison import compare_runs, layout, measure, measure_costs, plot_costs
 from minigrpo.records import Records, read_run
 
 from .run_folders import evaluation, line, step, write_run
 
 
+# ----------------------------------------------------------------------------------------------------------------- figures
+def test_held_out_kinds_are_measured_apart_in_runs_that_had_them_too(tmp_path):
+    """10 questions of kind a, 30 of kind b, which one of the two runs held out: a 50 %, b 10 %; together (5 + 3) of 40."""
+    def run(name: str, config: str, a: float, b: float):
+        def moment(a: float, b: float) -> dict:
+            kinds = {"a": {"n": 10, "strict": a}, "b": {"n": 30, "strict": b}}
+            return {"dev": line((10 * a + 30 * b) / 40, hack=0.0, kinds=kinds)}
+        return read_run(write_run(tmp_path / name, config=config, metrics=[step(0)],
+                                  summary={"steps": 1, "before": moment(0.0, 0.0), "after": moment(a, b)}))
+    figures = measure({"without": [run("without", '[task]\nhold_out = ["b"]\n', 50.0, 10.0)],
+                       "with": [run("with", "", 60.0, 40.0)]})
+    assert [figures[label]["dev (untaught kinds): strict"] for label in ("without", "with")] == [[10.0], [40.0]]
+    assert [figures[label]["dev (taught kinds): strict"] for label in ("without", "with")] == [[50.0], [60.0]]
+    assert "dev: strict" not in figures["with"]
+
+
+def test_what_others_reach_within_what_the_first_took(tmp_path):
+    """The first takes two steps of warm-up (2 s, 16 examples each) and two of GRPO (3 s, 8 questions each): 10 s, 48 examples.
+    Gold SQL alone stands at 40 % after 10 s and 80 examples, at 20 % after 6 s and 48 examples, at 50 % after 12 s: 40 for the
+    same seconds, 20 for the same examples. Answers alone stand at 5 % after 9 s and 24 examples, at 9 % after 18 s and 48."""
+    def taught(*strict: float) -> list[dict]:
+        return [{"step": number, "loss": 1.0, "seconds/update": 2.0, "strict": value} for number, value in enumerate(strict)]
+
+    def run(name: str, warmup: list[dict], metrics: list[dict]):
+        moments = {"dev": line(50.0)}
+        return read_run(write_run(tmp_path / name, warmup=warmup, metrics=metrics,
+                                  summary={"steps": 0, "before": moments, "after": moments}))
+    figures = measure_costs({
+        "both": [run("both", taught(1.0, 2.0), [step(0), step(1), evaluation(1, 60.0)])],
+        "gold": [run("gold", taught(5.0, 10.0, 20.0, 30.0, 40.0, 50.0), [])],
+        "answers": [run("answers", [], [*map(step, range(3)), evaluation(2, 5.0),
+                                        *map(step, range(3, 6)), evaluation(5, 9.0)])]})
+    assert [figures[label]["at equal seconds"] for label in figures] == [[60.0], [40.0], [5.0]]
+    assert [figures[label]["at equal examples"] for label in figures] == [[60.0], [20.0], [9.0]]
+    assert [figures[label]["seconds"] for label in figures] == [[10.0], [12.0], [18.0]]
+    assert [figures[label]["examples"] for label in figures] == [[48.0], [96.0], [48.0]]
+    assert figures["gold"]["update, s a step"] == [2.0] and figures["both"]["generate, s a step"] == [2.0]
+
+
+def test_the_table_lies_the_way_it_fits():
+    """Two labels with three figures: a figure a line. Two with one: a label a line. Seeds: mean, lowest, highest."""
+    wide = {"a": {"x": [1.0, 2.0], "y": [0.25], "z": [float("nan")]}, "b": {"x": [3.0, 5.0], "y": [0.0], "z": [1.0]}}
+    assert layout(wide) == [["", "a", "b"], ["x", "1.5 (1.0…2.0)", "4.0 (3.0…5.0)"], ["y", "0.250", "0.0"], ["z", "–", "1.0"]]
+    assert layout({"a": {"x": [1.0]}, "b": {"x": [2.0]}}) == [["", "x"], ["a", "1.0"], ["b", "2.0"]]
+
+
+# ---------------------------------------------------------------------------------------------------------------- pictures
 def two_seeds(tmp_path: Path) -> dict[str, list[Records]]:
     """Two labels, two seeds each; a step of "slow" takes twice the seconds."""
     def run(name: str, seconds: float, ends: float) -> Records:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from minigrpo.config import load_config
-from minigrpo.experiments import EXPERIMENTS, brevity, kinds_apart, layout, measure, measure_costs, run_experiment
+from minigrpo.experiments import EXPERIMENTS, brevity, kinds_apart, run_experiment
 from minigrpo.records import read_run
 from minigrpo.task.athletes import KINDS
 from minigrpo.task.database import Execution
 from minigrpo.task.questions import Question
 
-from .run_folders import evaluation, line, step, write_run
+from .run_folders import evaluation, step, write_run
 from .test_quickstart import QUICKSTART, SHORT
 
 MINI = Path(__file__).parent / "data/temptabqa_mini"
@@ -104,6 +104,7 @@ def test_a_run_that_is_stopped_stops_the_sweep(tmp_path):
 
 @pytest.mark.parametrize("name, overrides, message", [
     ("reward", [], "--experiment: unknown experiment 'reward'"),
+    ("mock", ["run.steps=0"], "--experiment: with run.steps = 0 there is nothing to compare"),
     ("costs", ['warmup.source=""'], "--experiment costs: it compares with gold SQL, and warmup.source is \"\""),
     ("mock", ["evaluation.report=[]"], "--experiment: name the splits to compare the runs on in evaluation.report")])
 def test_what_cannot_be_swept_is_one_sentence(tmp_path, name, overrides, message):
@@ -139,6 +140,23 @@ def test_each_kind_is_held_out_for_one_of_five_seeds():
     assert kinds_apart(replace(cfg, run=replace(cfg.run, seed=7))) == seeds[2]
 
 
+@pytest.mark.parametrize("seed, sentence", [(3, "seed 3 would hold out none: expected at least 4"),
+                                            (9, "seed 9 would hold out none: expected at least 5")])
+def test_a_seed_that_holds_out_nothing_is_one_sentence(shop, seed, sentence):
+    """The shop's questions are of three kinds."""
+    cfg = load_config(QUICKSTART, ["task.kind=jsonl", f"task.path={shop}", f"run.seed={seed}"])
+    of = "^--experiment generalise: of the 3 kinds of questions in the split train"
+    with pytest.raises(ValueError, match=f"{of} {sentence}$"):
+        kinds_apart(cfg)
+
+
+def test_gold_sql_stays_known_to_the_rewards_that_want_it(mock):
+    """The runs begin where the warm-up ended, and have none of their own."""
+    root, _, _ = mock
+    cfg = load_config(root / "constant-reward-0/config.toml")
+    assert (cfg.warmup.source, cfg.reward.gold_sql) == ("", "athletes")
+
+
 def test_the_start_has_not_seen_the_kinds_and_is_shown_all_other_gold_sql():
     """Every fifth name of 26: two easy kinds with 130 queries each, two medium ones with 60, two hard ones with 10; 400 of the
     1,670 queries that the config asks for."""
@@ -146,21 +164,6 @@ def test_the_start_has_not_seen_the_kinds_and_is_shown_all_other_gold_sql():
     assert kinds_apart(cfg) == ["easy/at", "easy/entered", "hard/before", "hard/start", "medium/first", "medium/which"]
     start = load_config(QUICKSTART, EXPERIMENTS["generalise"].start(cfg))
     assert start.warmup.examples == 1270 and list(start.task.hold_out) == kinds_apart(cfg)
-
-
-def test_held_out_kinds_are_measured_apart_in_runs_that_had_them_too(tmp_path):
-    """10 questions of kind a, 30 of kind b, which one of the two runs held out: a 50 %, b 10 %; together (5 + 3) of 40."""
-    def run(name: str, config: str, a: float, b: float):
-        def moment(a: float, b: float) -> dict:
-            kinds = {"a": {"n": 10, "strict": a}, "b": {"n": 30, "strict": b}}
-            return {"dev": line((10 * a + 30 * b) / 40, hack=0.0, kinds=kinds)}
-        return read_run(write_run(tmp_path / name, config=config, metrics=[step(0)],
-                                  summary={"steps": 1, "before": moment(0.0, 0.0), "after": moment(a, b)}))
-    figures = measure({"without": [run("without", '[task]\nhold_out = ["b"]\n', 50.0, 10.0)],
-                       "with": [run("with", "", 60.0, 40.0)]})
-    assert [figures[label]["dev (untaught kinds): strict"] for label in ("without", "with")] == [[10.0], [40.0]]
-    assert [figures[label]["dev (taught kinds): strict"] for label in ("without", "with")] == [[50.0], [60.0]]
-    assert "dev: strict" not in figures["with"]
 
 
 @pytest.mark.slow
@@ -176,29 +179,6 @@ def test_a_sweep_over_kinds_and_names_runs(train_recipe, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------------------- costs
-def test_what_others_reach_within_what_the_first_took(tmp_path):
-    """The first takes two steps of warm-up (2 s, 16 examples each) and two of GRPO (3 s, 8 questions each): 10 s, 48 examples.
-    Gold SQL alone stands at 40 % after 10 s and 80 examples, at 20 % after 6 s and 48 examples, at 50 % after 12 s: 40 for the
-    same seconds, 20 for the same examples. Answers alone stand at 5 % after 9 s and 24 examples, at 9 % after 18 s and 48."""
-    def taught(*strict: float) -> list[dict]:
-        return [{"step": number, "loss": 1.0, "seconds/update": 2.0, "strict": value} for number, value in enumerate(strict)]
-
-    def run(name: str, warmup: list[dict], metrics: list[dict]):
-        moments = {"dev": line(50.0)}
-        return read_run(write_run(tmp_path / name, warmup=warmup, metrics=metrics,
-                                  summary={"steps": 0, "before": moments, "after": moments}))
-    figures = measure_costs({
-        "both": [run("both", taught(1.0, 2.0), [step(0), step(1), evaluation(1, 60.0)])],
-        "gold": [run("gold", taught(5.0, 10.0, 20.0, 30.0, 40.0, 50.0), [])],
-        "answers": [run("answers", [], [*map(step, range(3)), evaluation(2, 5.0),
-                                        *map(step, range(3, 6)), evaluation(5, 9.0)])]})
-    assert [figures[label]["at equal seconds"] for label in figures] == [[60.0], [40.0], [5.0]]
-    assert [figures[label]["at equal examples"] for label in figures] == [[60.0], [20.0], [9.0]]
-    assert [figures[label]["seconds"] for label in figures] == [[10.0], [12.0], [18.0]]
-    assert [figures[label]["examples"] for label in figures] == [[48.0], [96.0], [48.0]]
-    assert figures["gold"]["update, s a step"] == [2.0] and figures["both"]["generate, s a step"] == [2.0]
-
-
 @pytest.mark.slow
 def test_ways_to_spend_are_compared_at_what_the_first_took(train_recipe, tmp_path):
     """The second and the third are made from the records of the first: more seconds than it took, and as many examples."""
@@ -208,13 +188,6 @@ def test_ways_to_spend_are_compared_at_what_the_first_took(train_recipe, tmp_pat
     both, gold, answers = (figures[label] for label in ("SFT, then GRPO", "SFT on gold SQL", "GRPO on answers alone"))
     assert gold["examples"] >= both["examples"] and 0 <= answers["examples"][0] - both["examples"][0] < 2
     assert not list((tmp_path / "costs").glob("start-*")) and (tmp_path / "costs/compare-costs.png").stat().st_size > 1000
-
-
-def test_the_table_lies_the_way_it_fits():
-    """Two labels with three figures: a figure a line. Two with one: a label a line. Seeds: mean, lowest, highest."""
-    wide = {"a": {"x": [1.0, 2.0], "y": [0.25], "z": [float("nan")]}, "b": {"x": [3.0, 5.0], "y": [0.0], "z": [1.0]}}
-    assert layout(wide) == [["", "a", "b"], ["x", "1.5 (1.0…2.0)", "4.0 (3.0…5.0)"], ["y", "0.250", "0.0"], ["z", "–", "1.0"]]
-    assert layout({"a": {"x": [1.0]}, "b": {"x": [2.0]}}) == [["", "x"], ["a", "1.0"], ["b", "2.0"]]
 
 
 def test_brevity_knows_the_text_alone():
