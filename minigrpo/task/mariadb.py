@@ -35,7 +35,7 @@ SECONDS_TO_DIE = 0.2            # for one that is killed, before its server is
 SECONDS_TO_ANSWER = 10.0        # for a server that is asked nothing but to listen
 PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)        # seconds after each attempt to reach the server that fails
 DEATHS = 2                      # of the server under a query that ran alone: then it is the query
-CRASHES = 10                    # such queries without one good one between: then it is not the queries
+CRASHES = 10                    # such queries without an answer between: then it is not the queries
 RESET_CONNECTION = 0x1F         # a command that PyMySQL does not name: wipes all session state but the database
 
 STATUS: dict[int, Status] = {   # what is not here (and not BROKEN) is "other"
@@ -88,7 +88,8 @@ def open_private(databases: Mapping[str, Tables], *, time_limit: float = 0.25, m
     not installed, does not start, or does not take the tables.
     """
     with ExitStack() as undo:
-        server = start_server(undo, _answers)
+        # A slot may hold a connection for each database, and one more to kill with; the rest is for whoever looks after it.
+        server = start_server(undo, _answers, connections * (len(databases) + 1) + 20)
         root = _Login(server.socket, "", 0, "root", "")
         readers = _load(root, databases, "", [])
         with root.connect() as connection:
@@ -176,7 +177,7 @@ class MariaDB:
         self._slots: LifoQueue[_Slot] = LifoQueue()
         for _ in range(connections):
             self._slots.put({})
-        self._crashes = 0                                                   # since the last query that ended well
+        self._crashes = 0                                                   # since the last query that was answered
         self._undo = undo.pop_all()                                         # from here on close() is responsible
 
     def run(self, sql: str | None, database_name: str) -> Execution:
@@ -226,8 +227,7 @@ class MariaDB:
         """One query, however often the server has to be reached for. ``_ServerDied``: a server of ours ended meanwhile."""
         reader = self._readers[database_name]
         for pause in PAUSES:
-            if self._closed:
-                raise DatabaseError("MariaDB is closed")
+            self._check_open()
             try:
                 if database_name not in slot or not slot[database_name].open:
                     slot[database_name] = reader.connect(SECONDS_TO_ANSWER)
@@ -246,6 +246,7 @@ class MariaDB:
     def _run_alone(self, slot: "_Slot", database_name: str, sql: str) -> Execution:
         """A query that a server of ours died with, while nothing else runs. Its fault if that happens here too."""
         for _ in range(DEATHS):
+            self._check_open()                              # whoever closed it while we waited has removed the server's files
             self._server.restart()
             try:
                 return self._run(slot, database_name, sql)
@@ -255,6 +256,10 @@ class MariaDB:
         if self._crashes >= CRASHES:
             raise DatabaseError(f"the private MariaDB died under {CRASHES} queries in a row, the last of them {sql[:200]!r}")
         return Execution("other", error="the server crashed")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DatabaseError("MariaDB is closed")
 
     def _attempt(self, reader: _Login, connection: pymysql.Connection, sql: str) -> Execution:
         """One query on one connection; raises ``MySQLError`` if the server is at fault."""
@@ -286,9 +291,9 @@ class MariaDB:
             if not connection.open and cursor._result is not None:
                 cursor._result.unbuffered_active = False    # else the cursor, when collected, reads on from no socket
         seconds = time.perf_counter() - start
+        self._crashes = 0
         if rows is None:
             return Execution("too_large", error=str(self._caps), seconds=seconds)
-        self._crashes = 0
         return Execution("ok", rows, columns, seconds=seconds)
 
     def _blame(self, error: pymysql.MySQLError, reader: _Login, connection: pymysql.Connection) -> Status:
@@ -300,6 +305,7 @@ class MariaDB:
             return "timeout"
         if not isinstance(code, int) or code in BROKEN or code == 0 or 2000 <= code < 3000:
             raise error
+        self._crashes = 0                                   # a server that says no lives as well
         return STATUS.get(code, "other")
 
 
