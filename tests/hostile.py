@@ -296,6 +296,13 @@ FAMILIES = [
         SELECT * FROM Medal INTO OUTFILE '{file}'
         SELECT 'x' INTO DUMPFILE '{file}'
         SELECT 1 INTO OUTFILE '{file}' FROM Medal
+        SELECT 1.5into outfile '{file}'
+        SELECT 1.INTO OUTFILE '{file}'
+        SELECT .5into dumpfile '{file}'
+        SELECT 1e1INTO OUTFILE '{file}'
+        SELECT 1E+1INTO DUMPFILE '{file}'
+        SELECT \\NINTO OUTFILE '{file}'
+        SELECT year+1.5into outfile '{file}' FROM Medal
         SELECT LOAD_FILE('/etc/passwd')
         SELECT LENGTH(LOAD_FILE('/proc/self/environ'))
         SELECT LOAD_FILE(0x2f6574632f706173737764)
@@ -333,6 +340,12 @@ FAMILIES = [
         SELECT USER()
         SELECT CURRENT_USER()
         SELECT SESSION_USER()
+        SELECT CURRENT_USER
+        SELECT Current_User, year FROM Medal
+        SELECT name FROM Athlete WHERE name=CURRENT_USER
+        SELECT CURRENT_ROLE
+        SELECT SESSION_USER
+        SELECT SYSTEM_USER
         SELECT DATABASE()
         SELECT SCHEMA()
         SELECT CONNECTION_ID()
@@ -362,7 +375,7 @@ FAMILIES = [
         SELECT PRINTF('%1000000000d', 1)
         SELECT FORMAT_BYTES(1)
         SELECT * FROM Medal PROCEDURE ANALYSE()""")),
-    Family("the server's tables", "refused", "unknown_table refused", lines("""
+    Family("the server's own tables", "refused", "unknown_table", lines("""
         SELECT * FROM information_schema.tables
         SELECT * FROM INFORMATION_SCHEMA.COLUMNS
         SELECT * FROM information_schema . processlist
@@ -371,7 +384,8 @@ FAMILIES = [
         SELECT * FROM information_schema.system_variables
         SELECT COUNT(*) FROM information_schema.columns a, information_schema.columns b, information_schema.columns c
         SELECT (SELECT COUNT(*) FROM information_schema.files)
-        SELECT * FROM performance_schema.threads
+        SELECT * FROM performance_schema.threads""")),
+    Family("other databases' tables", "refused", "unknown_table refused", lines("""
         SELECT * FROM mysql.user
         SELECT * FROM mysql.global_priv
         SELECT authentication_string FROM mysql.user

@@ -88,12 +88,16 @@ def test_nobody_imports_the_recipes():
         assert not imports(file) & {"train", "eval"}, room(file)
 
 
-@pytest.mark.parametrize("library, home", [("pymysql", "task/mariadb"), ("tokenizers", "policy/tokenizer"),
+@pytest.mark.parametrize("library, home", [("tokenizers", "policy/tokenizer"),
                                            ("safetensors", "policy/weights"), ("huggingface_hub", "policy/hub"),
                                            ("sqlite3", "task/sqlite"), ("tqdm", "metrics"),
                                            ("matplotlib", "pictures")])
 def test_a_library_is_named_in_one_file(library, home):
     assert users_of(library) == [home]
+
+
+def test_the_client_of_mariadb_is_named_where_queries_run_and_where_they_are_prepared():
+    assert users_of("pymysql") == ["task/mariadb", "task/mariadb_setup"]
 
 
 def test_nothing_is_unpickled_or_run_as_code_and_nothing_undeclared_is_imported():

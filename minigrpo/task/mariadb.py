@@ -1,69 +1,38 @@
 """The contract of database.py on MariaDB, private or given: tables in, or there already; one untrusted query in, one Execution
 out.
 
-Knows the server and its error numbers; of questions, rewards and models it knows nothing. Five guards, each enough for
-most of what a model writes: the text must be one SELECT that calls listed functions (`text_objection`); the account may
-only read its database; the session has limits on time and memory, set anew for each query; rows and bytes are counted as
-they are read; a query that outlives its limit is given up, killed and, on a server of ours, killed with the server, which
-is then started again. A query with which that server died is run again, alone; it is an error if the server dies of it then
-too, so that no query pays for another.
+Knows the server; of questions, rewards and models it knows nothing. Five guards, each enough for most of what a model
+writes: the text must be one SELECT that calls listed functions (`text_objection`); the account may only read its database;
+the session has limits on time and memory, set anew for each query; rows and bytes are counted as they are read; a query that
+outlives its limit is given up, killed and, on a server of ours, killed with the server, which is then started again. A query
+with which that server died is run again, alone; it is an error if the server dies of it then too, so that no query's outcome
+is another's: what a neighbour of a killed server pays is time.
 """
 
 import secrets
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from queue import LifoQueue
 from threading import Lock
 from typing import Iterable, Iterator, Mapping
 
 import pymysql
-from pymysql.constants import FIELD_TYPE
-from pymysql.converters import conversions
-from pymysql.cursors import Cursor, SSCursor
+from pymysql.cursors import SSCursor
 
-from minigrpo.task.database import DatabaseError, Execution, Status, Table, Tables, create_table
-from minigrpo.task.grants import beyond_reading, roles
+from minigrpo.task.database import DatabaseError, Execution, Status, Tables
 from minigrpo.task.guard import BLANK, Caps
-from minigrpo.task.introspect import MARIADB, read_tables
+from minigrpo.task.mariadb_setup import Login, answers, drop, existing, load, message, status_of, timed_out
 from minigrpo.task.mariadb_text import text_objection
 from minigrpo.task.mariadbd import Server, start_server
-from minigrpo.task.questions import unknown
 
 SECONDS_OF_GRACE = 0.15         # beyond the time limit, for a query that the server's own clock does not stop
 SECONDS_TO_DIE = 0.2            # for one that is killed, before its server is
 SECONDS_TO_ANSWER = 10.0        # for a server that is asked nothing but to listen
 PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)        # seconds after each attempt to reach the server that fails
 DEATHS = 2                      # of the server under a query that ran alone: then it is the query
-CRASHES = 10                    # such queries without one good one between: then it is not the queries
+CRASHES = 10                    # such queries without an answer between: then it is not the queries
 RESET_CONNECTION = 0x1F         # a command that PyMySQL does not name: wipes all session state but the database
-
-STATUS: dict[int, Status] = {   # what is not here (and not BROKEN) is "other"
-    1064: "syntax",
-    1054: "unknown_column",
-    1146: "unknown_table",      # FROM nowhere
-    1051: "unknown_table",      # SELECT nowhere.* FROM somewhere
-    1109: "unknown_table",
-    1044: "refused",            # no right to the database
-    1142: "refused",            # no right to the table; also for any table of a database that is not there
-    1143: "refused",            # no right to the column
-    1227: "refused",            # no right to files, to the server's administration
-    1370: "other",              # a function that is not there: without one of that name, a right to it is lacking
-    1792: "refused",            # the session is READ ONLY: FOR UPDATE, NEXTVAL
-    1969: "timeout",            # max_statement_time
-    3024: "timeout",            # the same on MySQL
-    1290: "too_large",          # max_session_mem_used (also read_only, which no SELECT runs into)
-    1114: "too_large",          # tmp_disk_table_size: a temporary table is full
-    1038: "too_large",          # no memory to sort in
-    1153: "too_large",          # max_allowed_packet
-}
-BROKEN = {
-    1040,                       # too many connections
-    1053,                       # the server shuts down
-    1203,                       # too many connections of this account
-    1317,                       # someone killed the query
-    1927,                       # someone killed the connection
-}                               # and whatever PyMySQL says itself: 2000 to 2999, 0, or no number
 
 SESSION = ("max_statement_time={:f}, tx_read_only=1, "
            # Quotes must mean here what they mean in objection(), and the same on every server.
@@ -71,11 +40,6 @@ SESSION = ("max_statement_time={:f}, tx_read_only=1, "
            "character_set_client=utf8mb4, character_set_results=utf8mb4, collation_connection=utf8mb4_bin, "
            "max_session_mem_used=67108864, tmp_disk_table_size=67108864, tmp_memory_table_size=8388608, "
            "group_concat_max_len=65536")
-
-# PyMySQL would make a TIME a timedelta, whose text is "9:30:00" for 09:30:00 and "1 day, 2:00:00" for 26:00:00.
-CONVERSIONS = {kind: convert for kind, convert in conversions.items() if kind != FIELD_TYPE.TIME}
-
-RIGHTS = r"SELECT, INSERT, CREATE and DROP, WITH GRANT OPTION, on `minigrpo\_%`.*, and CREATE USER"
 
 
 def open_private(databases: Mapping[str, Tables], *, time_limit: float = 0.25, max_rows: int = 1000,
@@ -88,9 +52,10 @@ def open_private(databases: Mapping[str, Tables], *, time_limit: float = 0.25, m
     not installed, does not start, or does not take the tables.
     """
     with ExitStack() as undo:
-        server = start_server(undo, _answers)
-        root = _Login(server.socket, "", 0, "root", "")
-        readers = _load(root, databases, "", [])
+        # A slot may hold a connection for each database, and one more to kill with; the rest is for whoever looks after it.
+        server = start_server(undo, answers, connections * (len(databases) + 1) + 20)
+        root = Login(server.socket, "", 0, "root", "")
+        readers = load(root, databases, "", [])
         with root.connect() as connection:
             connection.query("FLUSH TABLES")                # the accounts' too, which are not InnoDB's
         server.freeze()
@@ -110,9 +75,9 @@ def open_server(databases: Mapping[str, Tables], *, host: str = "", port: int = 
     """
     undo_statements: list[str] = []
     with ExitStack() as undo:
-        admin = _Login(socket, host, port, user, password)
-        undo.callback(_drop, admin, undo_statements)
-        readers = _load(admin, databases, f"minigrpo_{secrets.token_hex(4)}_", undo_statements)
+        admin = Login(socket, host, port, user, password)
+        undo.callback(drop, admin, undo_statements)
+        readers = load(admin, databases, f"minigrpo_{secrets.token_hex(4)}_", undo_statements)
         return MariaDB(readers, undo, time_limit, Caps(max_rows, max_bytes), connections)
 
 
@@ -124,46 +89,17 @@ def open_existing(names: Iterable[str], *, host: str = "", port: int = 3306, soc
     Nothing is made there and nothing dropped. The account may have no right but to read; what it may read, untrusted SQL may
     read, in other databases too. ``DatabaseError``: unreachable, refused, an account that may do more, no such database.
     """
-    login = _Login(socket, host, port, user, password)
-    try:
-        if more := beyond_reading(_grants(login)):
-            raise DatabaseError(f"{login} may do more than read ({', '.join(more)}): name an account that has SELECT alone")
-        with login.connect() as connection, connection.cursor() as cursor:
-            tables = {name: _tables(login, cursor, name) for name in names}
-    except pymysql.MySQLError as error:
-        raise DatabaseError(f"{login} cannot be read: {_message(error)}") from error
+    login = Login(socket, host, port, user, password)
+    tables = existing(login, names)
     readers = {name: replace(login, database=name) for name in tables}
     return MariaDB(readers, ExitStack(), time_limit, Caps(max_rows, max_bytes), connections), tables
-
-
-@dataclass(frozen=True)
-class _Login:
-    """Where a server is (a socket, else host and port), as whom to talk to it, and about which database ("": none)."""
-
-    socket: str
-    host: str
-    port: int
-    user: str
-    password: str = field(repr=False)
-    database: str = ""
-
-    def __str__(self) -> str:
-        return f"MariaDB at {self.socket or f'{self.host}:{self.port}'} as {self.user!r}"
-
-    def connect(self, seconds: float = 60.0) -> pymysql.Connection:
-        """``seconds``: how long each answer may take."""
-        # Without ssl_disabled PyMySQL builds an SSL context for each connection, which a socket has no use for.
-        return pymysql.connect(unix_socket=self.socket or None, host=self.host or None, port=self.port, user=self.user,
-                               password=self.password.encode(), ssl_disabled=bool(self.socket), charset="utf8mb4",
-                               collation="utf8mb4_bin", conv=CONVERSIONS, autocommit=True, read_timeout=seconds,
-                               connect_timeout=min(seconds, 5.0))
 
 
 class MariaDB:
     """Implements ``Database``. As many slots as queries may run at once; a slot keeps a connection for each database it
     was asked for, as an account that can read no other, and what a query leaves on one is wiped."""
 
-    def __init__(self, readers: Mapping[str, _Login], undo: ExitStack, time_limit: float, caps: Caps,
+    def __init__(self, readers: Mapping[str, Login], undo: ExitStack, time_limit: float, caps: Caps,
                  connections: int, server: Server | None = None) -> None:
         """``server``: the one that the readers log in to, if it is ours."""
         if time_limit <= 0 or connections < 1:              # to the server, 0 seconds are no limit
@@ -176,7 +112,7 @@ class MariaDB:
         self._slots: LifoQueue[_Slot] = LifoQueue()
         for _ in range(connections):
             self._slots.put({})
-        self._crashes = 0                                                   # since the last query that ended well
+        self._crashes = 0                                                   # since the last query that was answered
         self._undo = undo.pop_all()                                         # from here on close() is responsible
 
     def run(self, sql: str | None, database_name: str) -> Execution:
@@ -226,8 +162,7 @@ class MariaDB:
         """One query, however often the server has to be reached for. ``_ServerDied``: a server of ours ended meanwhile."""
         reader = self._readers[database_name]
         for pause in PAUSES:
-            if self._closed:
-                raise DatabaseError("MariaDB is closed")
+            self._check_open()
             try:
                 if database_name not in slot or not slot[database_name].open:
                     slot[database_name] = reader.connect(SECONDS_TO_ANSWER)
@@ -237,15 +172,16 @@ class MariaDB:
             if not self._server:
                 time.sleep(pause)
                 continue
-            if _timed_out(failure):                         # it hangs
+            if timed_out(failure):                         # it hangs
                 self._server.kill()
             if self._server.has_ended(pause):
                 raise _ServerDied
-        raise DatabaseError(f"{reader} failed {len(PAUSES)} times: {_message(failure)}") from failure
+        raise DatabaseError(f"{reader} failed {len(PAUSES)} times: {message(failure)}") from failure
 
     def _run_alone(self, slot: "_Slot", database_name: str, sql: str) -> Execution:
         """A query that a server of ours died with, while nothing else runs. Its fault if that happens here too."""
         for _ in range(DEATHS):
+            self._check_open()                              # whoever closed it while we waited has removed the server's files
             self._server.restart()
             try:
                 return self._run(slot, database_name, sql)
@@ -256,7 +192,11 @@ class MariaDB:
             raise DatabaseError(f"the private MariaDB died under {CRASHES} queries in a row, the last of them {sql[:200]!r}")
         return Execution("other", error="the server crashed")
 
-    def _attempt(self, reader: _Login, connection: pymysql.Connection, sql: str) -> Execution:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DatabaseError("MariaDB is closed")
+
+    def _attempt(self, reader: Login, connection: pymysql.Connection, sql: str) -> Execution:
         """One query on one connection; raises ``MySQLError`` if the server is at fault."""
         with ExitStack() as cut_short:
             cut_short.callback(_hang_up, connection)        # whatever goes wrong, nobody shall read the rest of it
@@ -269,7 +209,7 @@ class MariaDB:
             cut_short.pop_all()
         return execution
 
-    def _query(self, reader: _Login, connection: pymysql.Connection, sql: str) -> Execution:
+    def _query(self, reader: Login, connection: pymysql.Connection, sql: str) -> Execution:
         start = time.perf_counter()
         cursor = connection.cursor(SSCursor)                # unbuffered: rows arrive while they are counted
         try:
@@ -281,26 +221,26 @@ class MariaDB:
                 _hang_up(connection)                        # a result can only be read to its end or not at all
         except pymysql.MySQLError as error:
             status = self._blame(error, reader, connection)
-            return Execution(status, (), (), error.args[0], _message(error), time.perf_counter() - start)
+            return Execution(status, (), (), error.args[0], message(error), time.perf_counter() - start)
         finally:
             if not connection.open and cursor._result is not None:
                 cursor._result.unbuffered_active = False    # else the cursor, when collected, reads on from no socket
         seconds = time.perf_counter() - start
+        self._crashes = 0
         if rows is None:
             return Execution("too_large", error=str(self._caps), seconds=seconds)
-        self._crashes = 0
         return Execution("ok", rows, columns, seconds=seconds)
 
-    def _blame(self, error: pymysql.MySQLError, reader: _Login, connection: pymysql.Connection) -> Status:
+    def _blame(self, error: pymysql.MySQLError, reader: Login, connection: pymysql.Connection) -> Status:
         """What kind of failure it was; raises the error again if the statement is not to blame."""
-        code = error.args[0]
-        if _timed_out(error):                               # our patience has ended, the query has not
+        if timed_out(error):                               # our patience has ended, the query has not
             if not _end_query(reader, connection.thread_id()) and self._server:
                 self._server.kill()                         # whoever else runs there finds that it has died, and runs again
             return "timeout"
-        if not isinstance(code, int) or code in BROKEN or code == 0 or 2000 <= code < 3000:
+        if (status := status_of(error)) is None:
             raise error
-        return STATUS.get(code, "other")
+        self._crashes = 0                                   # a server that says no lives as well
+        return status
 
 
 _Slot = dict[str, pymysql.Connection]           # our name of a database → a connection of its reader
@@ -317,7 +257,7 @@ def _rows(cursor: SSCursor, deadline: float) -> Iterator[tuple[object, ...]]:
         cursor.connection._read_timeout = max(1e-3, deadline - time.perf_counter())
 
 
-def _end_query(reader: _Login, thread: int) -> bool:
+def _end_query(reader: Login, thread: int) -> bool:
     """KILL it as its reader, who may always kill its own. Whether it is gone before long: some functions look up from their
     work for nothing."""
     until = time.monotonic() + SECONDS_TO_DIE
@@ -331,111 +271,6 @@ def _end_query(reader: _Login, thread: int) -> bool:
     return False
 
 
-def _message(error: pymysql.MySQLError) -> str:
-    return str(error.args[-1])
-
-
-def _timed_out(error: pymysql.MySQLError) -> bool:
-    return error.args[0] in (2003, 2013) and isinstance(error.__context__, TimeoutError)
-
-
 def _hang_up(connection: pymysql.Connection) -> None:
     if connection.open:
         connection.close()
-
-
-def _answers(socket: str) -> bool:
-    try:
-        _Login(socket, "", 0, "root", "").connect().close()
-    except pymysql.OperationalError:                        # the socket is made before it is listened to
-        return False
-    return True
-
-
-# ------------------------------------------------------------------------------------------------------------- what exists
-def _grants(login: _Login) -> list[str]:
-    """The lines of SHOW GRANTS, those of the roles that the account could turn on among them."""
-    with login.connect() as connection, connection.cursor() as cursor:
-        lines = _column(cursor, "SHOW GRANTS")
-        for role in roles(lines):
-            cursor.execute(f"SET ROLE {role}")
-            lines += _column(cursor, "SHOW GRANTS")
-    return lines
-
-
-def _tables(login: _Login, cursor: Cursor, name: str) -> Tables:
-    visible = _column(cursor, "SELECT schema_name FROM information_schema.schemata")
-    if name not in visible:
-        raise DatabaseError(f"{login}: {unknown('database', name, visible)}; it may see {', '.join(sorted(visible))}")
-
-    def query(sql: str) -> tuple[tuple, ...]:
-        cursor.execute(sql)
-        return cursor.fetchall()
-
-    cursor.connection.select_db(name)
-    return read_tables(name, MARIADB, query, pymysql.MySQLError)
-
-
-def _column(cursor: Cursor, sql: str) -> list[str]:
-    cursor.execute(sql)
-    return [value for value, in cursor.fetchall()]
-
-
-# --------------------------------------------------------------------------------------------------------------- loading
-def _load(admin: _Login, databases: Mapping[str, Tables], prefix: str, undo: list[str]) -> dict[str, _Login]:
-    """Create each database and its reader. Returns {our name of a database: its reader}. ``undo``: what takes it back."""
-    readers = {}
-    try:
-        with admin.connect() as connection, connection.cursor() as cursor:
-            cursor.max_stmt_length = 50_000                 # our own server takes 64 KiB
-            for name, tables in databases.items():
-                cursor.execute(f"CREATE DATABASE `{prefix + name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
-                undo.append(f"DROP DATABASE `{prefix + name}`")
-                connection.select_db(prefix + name)
-                for table in tables:
-                    _load_table(cursor, table)
-                readers[name] = _create_reader(cursor, admin, prefix + name, f"{prefix}reader_{len(readers)}", undo)
-        return readers
-    except pymysql.MySQLError as error:
-        needs = f" (the account needs {RIGHTS})" if STATUS.get(error.args[0]) == "refused" else ""
-        raise DatabaseError(f"{admin} does not load the tables: {_message(error)}{needs}") from error
-
-
-def _load_table(cursor: Cursor, table: Table) -> None:
-    longest = max((len(value) for row in table.rows for value in row if isinstance(value, str)), default=0)
-    cursor.execute(create_table(table, {"INT": "INT", "TEXT": f"VARCHAR({max(255, longest)})"}))
-    cursor.executemany(f"INSERT INTO {table.name} VALUES ({', '.join(['%s'] * len(table.columns))})", table.rows)
-    cursor.execute(f"ANALYZE TABLE {table.name}")           # else plans, and the order of ties, change later
-
-
-def _create_reader(cursor: Cursor, admin: _Login, database: str, user: str, undo: list[str]) -> _Login:
-    """An account that may read this database and nothing else."""
-    cursor.execute("SELECT SUBSTRING_INDEX(USER(), '@', -1)")
-    host = cursor.fetchone()[0]                             # us, as the server sees us
-    reader = replace(admin, user=user, password=secrets.token_urlsafe(24), database=database)
-    cursor.execute(f"CREATE USER `{user}`@`{host}` IDENTIFIED BY %s", (reader.password,))
-    undo.append(f"DROP USER `{user}`@`{host}`")
-    pattern = database.replace("_", r"\_")                  # in a GRANT, _ is any character
-    cursor.execute(f"GRANT SELECT ON `{pattern}`.* TO `{user}`@`{host}`")
-    reader.connect().close()                                # better now than at the first query
-    return reader
-
-
-def _drop(admin: _Login, statements: list[str]) -> None:
-    """Run what takes our things back, the last first. ``DatabaseError`` names what could not be."""
-    left: list[str] = []
-    failure: pymysql.MySQLError | None = None
-    if statements:
-        try:
-            with admin.connect() as connection:
-                connection.query("SET SESSION lock_wait_timeout=10")        # seconds; the default is a day
-                for statement in reversed(statements):
-                    try:
-                        connection.query(statement)
-                    except pymysql.MySQLError as error:
-                        left, failure = [*left, statement], error
-        except pymysql.MySQLError as error:
-            left, failure = statements, error
-    if failure:
-        todo = "; ".join(left)
-        raise DatabaseError(f"{admin}: {_message(failure)}; left behind, to be run by hand: {todo}") from failure

@@ -31,6 +31,10 @@ PERMITTED = FUNCTIONS | frozenset("""
     limit not offset on or over partition regexp rlike row select some straight_join then union using values when where xor
     dec decimal datetime double fixed float integer nchar nvarchar numeric signed unsigned varbinary varchar
 """.split())
+# The standard's names for who is asking need no bracket to be called; quoted, each is a column's name.
+WORDS = re.compile(r"\b(?:into|current_role|current_user|session_user|system_user)\b")
+# A number that ends where it ends, whatever letters follow: 1.5INTO is two words, and so is \NINTO; but 1INTO is a name.
+NUMBER = re.compile(r"(?<![\w$])(?:[0-9]++\.[0-9]*+|\.[0-9]++|[0-9]++(?=e[-+]?[0-9]))(?:e[-+]?[0-9]++)?+|\\n")
 CALL = re.compile(r"(?:''|\b[\w$]++)(?=\s*+\()")
 WITH_TABLE = re.compile(r"(\b(?:with|recursive)\s|,)\s*(?:''|[\w$]+)\s*\([^()]*\)\s*as\s*\(")           # its columns named
 
@@ -46,9 +50,9 @@ def text_objection(sql: str) -> str:
     lower = sql.lower()
     if "information_schema" in lower or "performance_schema" in lower:      # no right is needed to read those
         return "the server's own tables are not permitted"
-    bare = QUOTED.sub("''", lower)
-    if "into" in bare and re.search(r"\binto\b", bare):
-        return "INTO is not permitted"
+    bare = NUMBER.sub(r"\g<0> ", QUOTED.sub("''", lower))
+    if word := WORDS.search(bare):
+        return f"{word[0].upper()} is not permitted"
     for called in CALL.findall(WITH_TABLE.sub(r"\1", bare) if "with" in bare else bare):
         if called not in PERMITTED:
             return ("a quoted function" if called == "''" else f"the function {called}") + " is not permitted"

@@ -7,14 +7,16 @@ even so, all of us having been killed at once, the next server that is started r
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from select import select
+from select import POLLIN, poll
 from threading import Lock
 from typing import Callable
 
@@ -22,7 +24,11 @@ from minigrpo.task.database import DatabaseError
 
 SECONDS_TO_START = 30.0         # 1 is usual
 STARTS = 3                      # attempts to start again what was up before
-SECONDS_TO_LOCK = 60.0          # age from which a folder without the lock is one that was left
+SECONDS_TO_LOCK = 60.0          # age from which a folder whose lock nobody holds is one that was left
+MEMORY = Path("/dev/shm")
+# Nobody but us makes a folder of this name with a lock of this one: a run's folder has its own name and lock.
+FOLDER = re.compile("minigrpo-[0-9a-f]{16}")
+LOCK = "server.lock"
 
 KEEPER = r"""
 folder=$1; install=$2; server=$3; shift 3
@@ -50,15 +56,13 @@ FLAGS = ("--loose-debug-no-sync --skip-networking --skip-name-resolve --performa
          "--innodb-use-native-aio=0 --local-infile=0 --max-allowed-packet=64K --read-only=1 --loose-sequence=OFF")
 
 
-def start_server(undo: ExitStack, answers: Callable[[str], bool]) -> "Server":
+def start_server(undo: ExitStack, answers: Callable[[str], bool], max_connections: int) -> "Server":
     """A server that is up: ``answers(socket)``. ``undo`` will end it and remove its files.
 
     ``DatabaseError``: MariaDB is not installed, or did not start (with the first error of its log).
     """
     programs = _program("mariadb-install-db", "mysql_install_db"), _program("mariadbd", "mysqld")
-    parent = _roomy()
-    _sweep(parent)
-    server = Server(parent / f"minigrpo-{secrets.token_hex(8)}", programs, answers)
+    server = Server(_parent() / f"minigrpo-{secrets.token_hex(8)}", programs, answers, max_connections)
     undo.callback(server.close)
     server.start()
     return server
@@ -68,13 +72,15 @@ class Server:
     """A server in a folder that only we can enter; its socket is the same for its whole life, restarts included. Its root,
     whom read-only does not bind, has no password. Safe to call from several threads."""
 
-    def __init__(self, folder: Path, programs: tuple[str, str], answers: Callable[[str], bool]) -> None:
+    def __init__(self, folder: Path, programs: tuple[str, str], answers: Callable[[str], bool],
+                 max_connections: int) -> None:
         self.socket = str(folder / "socket")
         self._folder, self._answers, self._busy = folder, answers, Lock()
-        self._command = ["/bin/sh", "-c", KEEPER, "minigrpo-keeper", str(folder), *programs, *FLAGS.split()]
+        self._command = ["/bin/sh", "-c", KEEPER, "minigrpo-keeper", str(folder), *programs, *FLAGS.split(),
+                         f"--max-connections={max_connections}"]
         self._keeper: subprocess.Popen[bytes] | None = None
         folder.mkdir(mode=0o700)
-        self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        self._lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)              # ours, the keeper's and the server's, until the last has ended
 
     def start(self) -> None:
@@ -102,9 +108,13 @@ class Server:
             self._start()
 
     def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether it has ended, or does within so many seconds."""
+        """Whether it has ended, or does within so many seconds. Others may kill it meanwhile."""
         with self._busy:
-            return self._has_ended(seconds)
+            if self._has_ended():
+                return True
+            pipe = os.dup(self._keeper.stdout.fileno())     # whoever kills it closes his end, not this one
+        with open(pipe, "rb", buffering=0):
+            return _is_at_end(pipe, seconds)
 
     def kill(self) -> None:
         """End it at once, whatever it is doing."""
@@ -120,7 +130,7 @@ class Server:
 
     def _has_ended(self, seconds: float = 0.0) -> bool:
         keeper = self._keeper
-        return not keeper or keeper.stdout.closed or bool(select([keeper.stdout], [], [], seconds)[0])
+        return not keeper or keeper.stdout.closed or _is_at_end(keeper.stdout.fileno(), seconds)
 
     def _end(self, line: bytes) -> None:
         if self._keeper and not self._keeper.stdout.closed:
@@ -142,22 +152,39 @@ class Server:
         raise DatabaseError(f"the private MariaDB did not start: {[*errors, 'its log names no error'][0]}")
 
 
+def _is_at_end(pipe: int, seconds: float) -> bool:
+    """Whether nobody holds the other end of the pipe any more, now or within so many seconds."""
+    ends = poll()                                           # to select(), a number beyond 1023 is an error
+    ends.register(pipe, POLLIN)
+    return bool(ends.poll(seconds * 1000))
+
+
+def _parent() -> Path:
+    """Memory-backed storage if there is ample room for the server's 60 MB, else the folder for temporary files; what servers
+    left in either is removed first, for it may be what takes the room."""
+    disk = Path(tempfile.gettempdir()).resolve()
+    for place in (MEMORY, disk):
+        _sweep(place)
+    roomy = os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free >= 512 * 2**20
+    return MEMORY if roomy else disk
+
+
 def _sweep(parent: Path) -> None:
     """Remove the folders of servers that were killed together with their keepers and with whoever started them."""
-    for lock in parent.glob("minigrpo-*/lock"):
+    for folder in parent.glob("minigrpo-*"):
+        lock = folder / LOCK
         with suppress(FileNotFoundError, PermissionError, BlockingIOError):     # gone meanwhile; another's; in use
-            if lock.stat().st_uid == os.getuid() and time.time() - lock.stat().st_mtime > SECONDS_TO_LOCK:
-                with lock.open() as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(lock.parent)
+            if FOLDER.fullmatch(folder.name) and _is_ours(folder, stat.S_ISDIR) and _is_ours(lock, stat.S_ISREG):
+                if time.time() - lock.stat().st_mtime > SECONDS_TO_LOCK:
+                    with lock.open() as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        shutil.rmtree(folder)
 
 
-def _roomy() -> Path:
-    """Memory-backed storage if there is ample room for the server's 60 MB, else the folder for temporary files."""
-    memory = Path("/dev/shm")
-    if os.access(memory, os.W_OK | os.X_OK) and shutil.disk_usage(memory).free >= 512 * 2**20:
-        return memory
-    return Path(tempfile.gettempdir()).resolve()
+def _is_ours(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether it is of this kind, no link to one, and belongs to our user."""
+    found = path.lstat()
+    return kind(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _program(*names: str) -> str:

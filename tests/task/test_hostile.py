@@ -9,14 +9,16 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Iterator
 
 import pytest
 
 from minigrpo.task import athletes
 from minigrpo.task.database import Database
+from minigrpo.task.guard import objection
 from minigrpo.task.mariadb import MariaDB
-from minigrpo.task.mariadb_text import text_objection
+from minigrpo.task.mariadb_text import QUOTED, text_objection
 from minigrpo.task.sqlite import SQLite
 
 from ..hostile import FAMILIES, FILE, HONEST, HONEST_ROWS, TIME_LIMIT, Family, cases, held, open_engine, run_cases, run_one
@@ -79,8 +81,7 @@ def state(database: Database) -> dict[str, object]:
             "programs": rows("SELECT name FROM mysql.proc WHERE db <> 'sys'") + rows("SELECT name FROM mysql.event"),
             "settings": rows("SHOW GLOBAL VARIABLES WHERE Variable_name NOT LIKE '%gtid%'"),
             "locks": rows("SELECT COUNT(*) FROM information_schema.innodb_trx"), "folder": sorted(os.listdir(folder)),
-            "data folder": sorted(name for name in os.listdir(folder / "data") if "log" not in name),
-            "parent": sorted(path.name for path in folder.parent.glob("minigrpo-*") if path == folder)}
+            "data folder": sorted(name for name in os.listdir(folder / "data") if "log" not in name)}
 
 
 def session(database: MariaDB) -> tuple:
@@ -97,13 +98,16 @@ def harmless(database: Database, family: Family, statuses: list[str] | None) -> 
     """Run a family, and look after each query: its status and time, the next honest query, the session; in the end at all."""
     before = state(database)
     fresh = session(database) if isinstance(database, MariaDB) else None
+    seconds = []
     for sql in family.queries:
         outcome = run_one(database, family, sql)
+        seconds.append(outcome.seconds)
         assert statuses is None or outcome.execution.status in statuses, (sql[:300], outcome.execution)
         assert outcome.seconds < TIME_LIMIT + 0.5 + BUSY, (sql[:300], outcome)
         assert database.run(HONEST, "games").rows == HONEST_ROWS, sql[:300]
         if isinstance(database, MariaDB):
             assert session(database) == fresh, sql[:300]
+    assert median(seconds) < TIME_LIMIT + 0.5                   # what is promised; one by one, a busy machine adds to it
     assert state(database) == before
 
 
@@ -150,13 +154,23 @@ def test_memory_is_bounded(database: Database, engine: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- layers alone
 # What the look at the text does not see: rights to tables, and FOR UPDATE, which a session that only reads refuses.
-NOT_OF_THE_TEXT = {"locks on rows", "the server's tables"}
+NOT_OF_THE_TEXT = {"locks on rows", "other databases' tables"}
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES
                                     if family.mariadb == "refused" and family.name not in NOT_OF_THE_TEXT], ids=str)
 def test_the_text_alone_says_no(family: Family) -> None:
     assert [sql for sql in family.queries if not text_objection(sql)] == []
+
+
+# What is one SELECT without any forbidden sign: what it calls and names is all that there is to see.
+SELECTS = {"named locks", "files", "waits", "what tells of the server", "the server's own tables", "text made long", "regular functions"}
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.name in SELECTS], ids=str)
+def test_the_look_that_all_engines_share_does_not_see_what_a_select_calls(family: Family) -> None:
+    """So that it is mariadb_text.py alone that says no to these above."""
+    assert [sql for sql in family.queries if objection(sql, QUOTED)] == []
 
 
 @pytest.mark.slow
@@ -190,7 +204,7 @@ def test_as_root_the_text_and_the_session_still_hold(mariadb: MariaDB) -> None:
         if family.mariadb.startswith("refused") or family.mariadb == "syntax":
             before = state(mariadb)
             for sql in family.queries:
-                assert not mariadb.run(sql, "games").ok or family.name == "the server's tables", sql
+                assert not mariadb.run(sql, "games").ok or family.name == "other databases' tables", sql
             assert state(mariadb) == before
 
 
