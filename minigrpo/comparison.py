@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from minigrpo.metrics import printable
-from minigrpo.pictures import COLOURS, DASHES, legend_above, percent_axis, picture, short, smooth, two_columns, window_for
+from minigrpo.pictures import COLOURS, DASHES, legend_above, percent_axis, picture, short, smooth, titled, two_columns, window_for
 from minigrpo.records import Records, phases, series
 
 if TYPE_CHECKING:
@@ -227,5 +227,4 @@ def _draw_phases(axes: "Axes", runs: Runs) -> None:
     axes.set_yticks(range(len(spent)), [short(label) for label in spent])
     axes.set_ylim(len(spent) - 0.5, -0.5)
     axes.set_xlabel("s")
-    axes.set_title("Seconds of a step, by phase")
-    axes.legend(loc="lower right", ncols=2)
+    titled(axes, "Seconds of a step, by phase", columns=6)

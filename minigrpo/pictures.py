@@ -79,7 +79,7 @@ def two_columns(figure: "Figure", count: int) -> list["Axes"]:
             for i in range(count)]
 
 
-def _legend(axes: "Axes", title: str, *, columns: int = 3, always: bool = False) -> None:
+def titled(axes: "Axes", title: str, *, columns: int = 3, always: bool = False) -> None:
     """The title, and between it and the axes what the lines are, where there is more than one (or ``always``)."""
     handles, labels = axes.get_legend_handles_labels()
     rows = math.ceil(len(handles) / columns) if len(handles) > 1 or always else 0
@@ -167,7 +167,7 @@ def plot_warmup(run: Records, file: Path) -> None:
             grid[-1].set_ylabel("% of questions")
             percent_axis(grid[-1])
             _whole_steps(grid[-1], "warm-up steps taken", steps)
-            _legend(grid[-1], f"Warm-up: strict on {printable(run.cfg.evaluation.split)}")
+            titled(grid[-1], f"Warm-up: strict on {printable(run.cfg.evaluation.split)}")
 
 
 def _draw_evaluations(axes: "Axes", split: str, records: Sequence[Json], last: int) -> None:
@@ -181,7 +181,7 @@ def _draw_evaluations(axes: "Axes", split: str, records: Sequence[Json], last: i
     percent_axis(axes)
     _whole_steps(axes, "steps taken", [0, last])
     axes.set_xlim(-0.02 * last, 1.02 * last)
-    _legend(axes, f"Greedy on {printable(split)}", columns=4)
+    titled(axes, f"Greedy on {printable(split)}", columns=4)
 
 
 def _draw_panel(axes: "Axes", panel: Panel, records: Sequence[Json], cfg: config.Config, unit: str) -> None:
@@ -205,7 +205,7 @@ def _draw_panel(axes: "Axes", panel: Panel, records: Sequence[Json], cfg: config
         _axis_from_zero(axes, points, shown, limit, panel.limit.partition(".")[2])
     axes.set_ylabel(panel.unit)
     _whole_steps(axes, unit, steps)
-    _legend(axes, panel.title, always=panel.stacked)
+    titled(axes, panel.title, always=panel.stacked)
 
 
 def _draw_lines(axes: "Axes", steps: Sequence[int], values: Mapping[str, Sequence[float]],
