@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from minigrpo import config
+from minigrpo.lines import NUMBER
 from minigrpo.metrics import Clock, JsonLines, progress, say
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer
@@ -20,10 +21,11 @@ from minigrpo.policy.weights import load_tensors, save_tensors
 from minigrpo.runtime import settle
 from minigrpo.states import drop_states, newest_state, write_state
 from minigrpo.task.questions import Question, QuestionStream
-from minigrpo.update import Dropped, load_optimizer, optimizer_tensors, supervised_update
+from minigrpo.update import DROPPED, Dropped, load_dropped, load_optimizer, optimizer_tensors, supervised_update
 
 RISE = 20                                       # steps in which the learning rate reaches its height
 SLOWEST = 0.1                                   # of the learning rate, near stop_at
+STATE = {"strict": NUMBER, "dropped": DROPPED}  # what has to be in a state.json
 
 Example = tuple[list[int], list[int]]           # ids of the prompt, ids of the SQL with what ends it
 
@@ -99,10 +101,11 @@ def _save(folder: Path, done: int, reached: float, dropped: Dropped, optimizer: 
 def _load(folder: Path, optimizer: torch.optim.Optimizer,
           parameters: Mapping[str, nn.Parameter]) -> tuple[int, float, Dropped]:
     """Where it goes on: the steps done, how good it was, the newest of them that moved nothing."""
-    if (found := newest_state(folder)) is None:
+    if (found := newest_state(folder, STATE)) is None:
         return 0, 0.0, Dropped()
-    folder, state = found
-    for name, tensor in load_tensors(folder / "parameters.safetensors").items():
+    newest, state = found
+    for name, tensor in load_tensors(newest / "parameters.safetensors").items():
         parameters[name].data.copy_(tensor)
-    load_optimizer(optimizer, parameters, load_tensors(folder / "optimizer.safetensors"))
-    return state["step"], state["strict"], Dropped(**state["dropped"])
+    load_optimizer(optimizer, parameters, load_tensors(newest / "optimizer.safetensors"))
+    drop_states(folder, state["step"], keep=1)              # what is newer is torn, and must not be kept in its place
+    return state["step"], state["strict"], load_dropped(state["dropped"])

@@ -10,6 +10,8 @@ import pytest
 
 from minigrpo.states import drop_states, newest_state, states, write_state
 
+KEYS = {"best": int}
+
 
 def write(folder: Path, *steps: int) -> None:
     """States of two files, one of which is large enough to lose its end."""
@@ -24,13 +26,13 @@ def names(folder: Path) -> list[str]:
 
 
 def newest(folder: Path) -> str:
-    return newest_state(folder)[0].name
+    return newest_state(folder, KEYS)[0].name
 
 
 def test_the_newest_is_found_with_what_it_was_told(tmp_path):
     write(tmp_path, 2, 11)
-    assert newest_state(tmp_path) == (tmp_path / "step-000011", {"format": 2, "step": 11, "best": 5})
-    assert newest_state(tmp_path / "nothing") is None
+    assert newest_state(tmp_path, KEYS) == (tmp_path / "step-000011", {"format": 2, "step": 11, "best": 5})
+    assert newest_state(tmp_path / "nothing", KEYS) is None
 
 
 def test_the_checksums_are_sha256_and_the_systems_own_tool_reads_them(tmp_path):
@@ -77,7 +79,7 @@ def test_where_none_is_whole_that_is_one_sentence_and_nothing_is_removed(tmp_pat
     for state in states(tmp_path):
         (state / "a.bin").write_bytes(b"")
     with pytest.raises(ValueError) as caught:
-        newest_state(tmp_path)
+        newest_state(tmp_path, KEYS)
     assert str(caught.value) == (f"{tmp_path}/step-000004 is not used: a.bin is not what was written, by its checksum in "
                                  f"SHA256SUMS; no other in {tmp_path} can be used: to begin again, remove that folder")
     assert capsys.readouterr() == ("", "") and names(tmp_path) == ["step-000002", "step-000004"]
@@ -88,11 +90,11 @@ def test_those_of_an_older_version_are_refused_and_so_is_another_format(tmp_path
     (tmp_path / "old/step-000002").mkdir(parents=True)
     (tmp_path / "old/step-000002/state.json").write_text('{"format": 1, "step": 2, "evaluated": 0, "best": null}\n')
     with pytest.raises(ValueError, match="no SHA256SUMS .those of an older version have none, and cannot be read"):
-        newest_state(tmp_path / "old")
+        newest_state(tmp_path / "old", KEYS)
     with write_state(tmp_path / "new", 2, {"format": 3}):
         pass
     with pytest.raises(ValueError, match="step-000002: format 3, this program reads 2$"):
-        newest_state(tmp_path / "new")
+        newest_state(tmp_path / "new", KEYS)
 
 
 @pytest.mark.parametrize("step, options, left", [

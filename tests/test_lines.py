@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigrpo.task import lines
-from minigrpo.task.lines import exact, read_lines, read_object
+from minigrpo import lines
+from minigrpo.lines import exact, read_lines, read_object
 
 KEYS = {"n": int, "text": str | None}
 GOOD = b'{"n": 1, "text": "x"}'
