@@ -17,6 +17,7 @@ from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.weights import Policy, create_model, load_policy, load_tensors
 from minigrpo.rollout import Judge, collect
 from minigrpo.runtime import generator
+from minigrpo.states import write_state
 from minigrpo.task import athletes
 from minigrpo.task.database import MockDatabase
 from minigrpo.task.questions import Question
@@ -430,8 +431,10 @@ def test_a_torn_state_is_refused_and_the_one_before_is_used(folder, tmp_path, un
                 run(folder, place, 2)
 
 
-def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path, undisturbed, monkeypatch):
-    """States of 2 and 4 steps, the second torn; on the way from 2 the disk is full when 4 is written again: 2 is still there."""
+@pytest.mark.parametrize("save_every", [2, 5])
+def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path, undisturbed, monkeypatch, save_every):
+    """States of 2 and 4 steps, the second torn; on the way from 2 the disk is full when 4 is written again, or, saved less
+    often now, when 5 is: 2 is still there."""
     interrupted(lambda: run(folder, tmp_path, 2), 5)
     (tmp_path / "warmup-state/step-000004/state.json").unlink()
 
@@ -440,8 +443,16 @@ def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr("minigrpo.warmup.save_tensors", full)
+        run(folder, tmp_path, save_every)
+    assert same(run(folder, tmp_path, save_every), undisturbed)
+
+
+def test_a_state_of_something_else_is_one_sentence(folder, tmp_path):
+    """Written as states are, with right checksums: a run's own checkpoint, say, which has no strict."""
+    with write_state(tmp_path / "warmup-state", 2, {"dropped": {"count": 0, "first": ""}}):
+        pass
+    with pytest.raises(ValueError, match="state.json: expected a JSON object with strict .integer or fraction., got"):
         run(folder, tmp_path, 2)
-    assert same(run(folder, tmp_path, 2), undisturbed)
 
 
 def test_weights_that_are_not_finite_end_it_with_where_it_began(folder, tmp_path):
