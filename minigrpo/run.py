@@ -14,10 +14,9 @@ the newest that is as it was written.
 import dataclasses
 import json
 import shutil
-import signal
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -29,7 +28,7 @@ from minigrpo.metrics import Clock, JsonLines, Metrics, headline, labelled, prog
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.rollout import Group, Rollout, group_metrics
-from minigrpo.runtime import peak_memory
+from minigrpo.runtime import first_signal, peak_memory
 from minigrpo.states import drop_states, newest_state, state_folder, states, write_state
 from minigrpo.task.answer import render_answer
 from minigrpo.update import DROPPED, Dropped, load_dropped, load_optimizer, optimizer_tensors
@@ -58,7 +57,7 @@ class Run:
         self.folder, self.done, self.saved, self.evaluated = Path(cfg.out), 0, 0, 0
         self.best: dict[str, float] | None = None
         self.dropped = Dropped()
-        self.signal: int | None = None
+        self.met: list[int] = []                        # the signal to stop by, if there was one
         self.reporting = False
         if found := newest_state(self.folder / "checkpoints", STATE):
             self._load(*found)
@@ -69,6 +68,11 @@ class Run:
         self.moves = self._optimizer_steps()
 
     # ------------------------------------------------------------------------------------------------- the loop's side
+    @property
+    def signal(self) -> int | None:
+        """What told it to stop."""
+        return self.met[0] if self.met else None
+
     def steps(self) -> Iterator[int]:
         """The steps that are left, counted from 0, until done or told to stop."""
         while self.done < self.cfg.steps and self.signal is None:
@@ -153,14 +157,13 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ entering, leaving
     def __enter__(self) -> "Run":
-        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-                         if signal.getsignal(number) is not signal.SIG_IGN}         # as Ctrl-C is in a script's background
+        self.signals = first_signal(lambda: self.reporting or self.evaluation_due())
+        self.met = self.signals.__enter__()
         self.bar = progress(self.cfg.steps, "train", initial=self.done)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self.signals.__exit__(None, None, None)
         self.bar.close()
         if self.moves == self._optimizer_steps() and self.saved != self.done:
             self.save()
@@ -175,12 +178,6 @@ class Run:
         self.reporting = True
         yield
         self.reporting = False
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None or self.reporting or self.evaluation_due():
-            raise SystemExit(128 + number)
-        self.signal = number
-        say("stopping after this step (again: at once) ...")
 
 
 def check_folder(cfg: config.Config, *, resume: bool) -> None:

@@ -18,7 +18,7 @@ from minigrpo.metrics import Clock, JsonLines, progress, say
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer
 from minigrpo.policy.weights import load_tensors, save_tensors
-from minigrpo.runtime import settle
+from minigrpo.runtime import first_signal, settle
 from minigrpo.states import drop_states, newest_state, write_state
 from minigrpo.task.questions import Question, QuestionStream
 from minigrpo.update import DROPPED, Dropped, load_dropped, load_optimizer, optimizer_tensors, supervised_update
@@ -57,15 +57,21 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
 
     The learning rate rises over 20 steps, then falls: with the part of the way to ``stop_at`` that is left, or, without it,
     evenly over the steps. ``folder`` holds a record of the steps and, meanwhile, the newest states to go on from. Too many
-    steps in a row that are not finite end it (``FloatingPointError``).
+    steps in a row that are not finite end it (``FloatingPointError``), as does the first SIGINT or SIGTERM after the step in
+    progress, a look included, which is saved (``SystemExit``); the second, at once.
     """
     optimizer = torch.optim.AdamW(parameters.values(), lr=cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     stream, total = QuestionStream(examples, cfg.batch, seed), math.ceil(len(examples) * cfg.epochs / cfg.batch)
     saved = folder / "warmup-state"
     done, reached, dropped = _load(saved, optimizer, parameters)
     records = JsonLines(folder / "warmup.jsonl", keep=lambda record: record["step"] < done)
-    with progress(total, "warm-up", initial=done) as bar:
-        while done < total and not (cfg.stop_at and reached >= cfg.stop_at):
+
+    def save() -> None:
+        records.flush()
+        _save(saved, done, reached, dropped, optimizer, parameters)
+
+    with progress(total, "warm-up", initial=done) as bar, first_signal() as met:
+        while done < total and not met and not (cfg.stop_at and reached >= cfg.stop_at):
             pace = max(SLOWEST, 1 - reached / cfg.stop_at) if cfg.stop_at else 1 - done / total
             for group in optimizer.param_groups:
                 group["lr"] = cfg.learning_rate * min(1.0, (done + 1) / RISE) * pace
@@ -82,10 +88,13 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
             bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {reached:.0f}%" if cfg.stop_at else ""))
             bar.update()
             if done % save_every == 0 or dropped.enough():
-                records.flush()
-                _save(saved, done, reached, dropped, optimizer, parameters)
+                save()
             dropped.check()
+    if met and done:
+        save()
     records.close()
+    if met:
+        raise SystemExit(128 + met[0])
     if cfg.stop_at and reached < cfg.stop_at:
         say(f"warm-up: all {cfg.epochs} epochs are over at {reached:.1f} % strict, below warmup.stop_at = {cfg.stop_at:g}")
 

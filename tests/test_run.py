@@ -284,7 +284,7 @@ def test_a_checkpoint_with_a_bit_that_was_not_written_is_refused_and_the_one_bef
 
 
 def test_a_torn_checkpoint_is_not_kept_in_the_place_of_the_sound_one(enter):
-    """Saved after 2 and after 4 steps, the second torn. Resumed from 2, it is alone; saved after 3 and, on leaving, after 5 steps."""
+    """Saved after 2 and after 4 steps, the second torn. Resumed from 2, it is alone; saved after 3 and, on leaving, 5 steps."""
     with enter("run.steps=4") as run:
         for step in run.steps():
             take_step(run, step)

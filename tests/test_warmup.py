@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import pytest
 import torch
@@ -374,6 +376,44 @@ def test_killed_in_any_step_it_goes_on_to_the_same_bits(folder, tmp_path, undist
         interrupted(lambda: run(folder, place, save_every), step)
         assert len(records(place)) == step
         assert same(run(folder, place, save_every), undisturbed), step
+
+
+def struck(call: Callable[[], object], step: int, numbers: Sequence[int]) -> int:
+    """Signals when the optimiser has just moved in a step (from 0); the status that it ends with."""
+    left = [step]
+
+    def hook(*_: object) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    handle = register_optimizer_step_post_hook(hook)
+    try:
+        with pytest.raises(SystemExit) as left_with:
+            call()
+    finally:
+        handle.remove()
+    return left_with.value.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [0, 2, 3, 9])
+def test_a_first_signal_lets_the_step_finish_and_that_is_saved(folder, tmp_path, undisturbed, capsys, number, step):
+    """Alone, before a look (2), behind one, in the last of ten; nothing else was to be saved. It goes on to the same bits."""
+    before = signal.getsignal(number)
+    assert struck(lambda: run(folder, tmp_path, 100), step, [number]) == 128 + number
+    assert signal.getsignal(number) == before and capsys.readouterr().out.count("stopping after this step") == 1
+    assert [state.name for state in (tmp_path / "warmup-state").iterdir()] == [f"step-{step + 1:06d}"]
+    assert records(tmp_path) == undisturbed.records[:step + 1]
+    assert same(run(folder, tmp_path, 100), undisturbed)
+
+
+def test_a_second_signal_ends_a_warm_up_at_once(folder, tmp_path, undisturbed):
+    """The weights had moved in the fifth step, and nothing of it is recorded or saved; the state of three steps stands."""
+    assert struck(lambda: run(folder, tmp_path, 3), 4, [signal.SIGTERM, signal.SIGINT]) == 128 + signal.SIGINT
+    assert [state.name for state in (tmp_path / "warmup-state").iterdir()] == ["step-000003"] and len(records(tmp_path)) == 4
+    assert same(run(folder, tmp_path, 3), undisturbed)
 
 
 @pytest.mark.parametrize("save_every", [1, 2, 3, 4])
