@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
-if __name__ == "__main__":                              # Ctrl-C while torch is imported is no error; main() sees to the rest
+# Ctrl-C while torch is imported is no error; main() sees to the rest. In a script's background it is ignored, and stays so.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from minigrpo.ask import pose, show_candidates, write_candidates

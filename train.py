@@ -7,7 +7,8 @@ import signal
 import sys
 from functools import partial
 
-if __name__ == "__main__":                              # Ctrl-C while torch is imported is no error; main() sees to the rest
+# Ctrl-C while torch is imported is no error; main() sees to the rest. In a script's background it is ignored, and stays so.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from minigrpo.assemble import exit_status, load_data, open_judge

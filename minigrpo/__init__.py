@@ -14,9 +14,9 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
 
 **Reading order.** ``grpo`` (the mathematics) · ``train.py``, ``rollout``, ``batch``, ``update`` (the line) · ``policy``:
 ``tree``, ``linear``, ``lora``, ``model``, ``graph``, ``search``, ``logprobs``, ``stopping``, ``hub``, ``weights`` · ``task``:
-``database``, ``answer``, ``reward``, ``structure``, ``prompt``, ``lines``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``,
+``database``, ``answer``, ``reward``, ``structure``, ``prompt``, ``temptabqa``, ``athletes``, ``jsonl``, ``guard``,
 ``mariadb``, ``mariadb_text``, ``mariadb_setup``, ``mariadbd``, ``grants``, ``sqlite``, ``sqlite_text``, ``literals``,
 ``introspect``, ``renamed`` · ``config``, ``assemble``, ``start``, ``warmup``, ``run``, ``intervals``, ``evaluate``,
 ``tables``, ``ask``, ``plan``, ``dry_run``, ``records``, ``pictures``, ``report``, ``comparison``, ``experiments``, ``states``,
-``files``.
+``files``, ``lines``.
 """

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Mapping, Sequence
 
 from minigrpo.metrics import printable
-from minigrpo.pictures import COLOURS, DASHES, legend_above, percent_axis, picture, short, smooth, titled, two_columns, window_for
+from minigrpo.pictures import (COLOURS, DASHES, legend_above, percent_axis, picture, short, smooth, titled, two_columns,
+                               window_for)
 from minigrpo.records import Records, phases, series
 
 if TYPE_CHECKING:

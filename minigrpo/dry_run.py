@@ -10,11 +10,12 @@ import torch
 
 from minigrpo import config
 from minigrpo.assemble import Data, load_data, open_judge
+from minigrpo.lines import read_object
 from minigrpo.metrics import labelled, say, table, verbatim
 from minigrpo.plan import Load, Plan, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import Architecture, read_architecture
 from minigrpo.policy.hub import find_model
-from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer, read_json
+from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
 from minigrpo.policy.weights import create_model
 from minigrpo.rollout import Judge
 from minigrpo.runtime import choose_device, choose_dtype, generator, program_memory, total_memory, use_threads
@@ -35,7 +36,7 @@ def dry_run(cfg: config.Config) -> int:
     device = choose_device(cfg.model.device)
     dtype, facts = choose_dtype(cfg.model.dtype, device), adapter_facts(cfg)
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge, _model_files(cfg, judge, data.known) as folder:
-        architecture = read_architecture(read_json(folder / "config.json"), str(folder / "config.json"))
+        architecture = read_architecture(read_object(folder / "config.json", {}), str(folder / "config.json"))
         tokenizer = load_tokenizer(folder, turn_end(cfg, folder))
         longest = check_prompts_fit(tokenizer, architecture.max_positions, judge, data.all, cfg.generation.max_new_tokens)
         load = Load(longest, _longest_example(cfg, judge, data.known, tokenizer, architecture.max_positions))

@@ -8,12 +8,12 @@ from typing import Iterable, Iterator, Mapping, Sequence
 
 from minigrpo import config
 from minigrpo.intervals import Figures, intervals
+from minigrpo.lines import read_lines
 from minigrpo.metrics import Clock, progress, say, table
 from minigrpo.policy.weights import Policy
 from minigrpo.rollout import Judge, collect
 from minigrpo.task.answer import render_answer, score_answer
 from minigrpo.task.database import STATUSES, Execution, Remembered, run_all
-from minigrpo.task.lines import read_lines
 from minigrpo.task.literals import invented
 from minigrpo.task.questions import Question
 

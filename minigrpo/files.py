@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Iterator
 
+WRITING, OLD = ".writing", ".old.writing"       # behind the name of what is written aside, of what is set aside for it
 
 def write_whole(file: Path, content: bytes) -> None:
     """Write aside, flush to disk, then take the name and place of ``file``: the old content is there or the new, no part."""
-    aside = file.with_name(file.name + ".writing")
+    aside = file.with_name(file.name + WRITING)
     try:
         with named(file):
             aside.write_bytes(content)
@@ -24,8 +25,9 @@ def write_whole(file: Path, content: bytes) -> None:
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder beside ``folder`` to write to; on leaving its files are flushed to disk and it takes the name and place
-    of ``folder``. An error or Ctrl-C leaves the old or the new; a power cut may leave none, but never half of one."""
-    aside, old = (folder.with_name(f"{folder.name}{suffix}.writing") for suffix in ("", ".old"))
+    of ``folder``. An error or Ctrl-C leaves the old or the new; SIGKILL or a power cut may leave none, but never half of one,
+    and the old one can be had by ``take_back``."""
+    aside, old = (folder.with_name(f"{folder.name}{suffix}") for suffix in (WRITING, OLD))
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with named(folder):
@@ -39,10 +41,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             aside.rename(folder)
             flush(folder.parent)
     finally:
-        if old.exists() and not folder.exists():            # between two renames
-            old.rename(folder)
+        take_back(folder)
         shutil.rmtree(aside, ignore_errors=True)            # on a full disk it would stand in the way of what comes next
     shutil.rmtree(old, ignore_errors=True)
+
+
+def take_back(folder: Path) -> None:
+    """Where ``whole_folder`` was left between its two renames, the old one gets its name again."""
+    old = folder.with_name(f"{folder.name}{OLD}")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import IO, Callable, Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from minigrpo.files import flush, named, write_whole
+from minigrpo.lines import parse_object
 
 Metrics = dict[str, float]
 WIDTH, INDENT = 79, 12                          # of what stands beside a label on the console: where it ends and begins
@@ -57,8 +58,8 @@ class JsonLines:
         self.path = path
         if path.exists() and keep is not None:
             *whole, _ = path.read_bytes().split(b"\n")          # bytes: a torn line may end within a character
-            write_whole(path, b"".join(line + b"\n" for number, line in enumerate(whole, start=1)
-                                       if keep(self._record(line, number))))
+            write_whole(path, b"".join(line + b"\n" for i, line in enumerate(whole, start=1)
+                                       if keep(parse_object(line, {"step": int}, f"{path}:{i}", number=float))))
         self.file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:
@@ -76,15 +77,6 @@ class JsonLines:
     def close(self) -> None:
         with named(self.path):
             self.file.close()
-
-    def _record(self, line: bytes, number: int) -> Mapping:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{self.path}:{number}: expected a JSON object ({error})") from None
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
-            raise ValueError(f"{self.path}:{number}: expected a JSON object with a step, got {str(record)[:100]}")
-        return record
 
 
 # -------------------------------------------------------------------------------------------------------------- console

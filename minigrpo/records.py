@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Iterable, Mapping, Sequence
 
 from minigrpo import config
-from minigrpo.task.lines import NUMBER, Json, Number, fits, measured, read_lines, read_object, spell
+from minigrpo.lines import NUMBER, Json, Number, fits, measured, read_lines, read_object, spell
 
 Summary = Mapping[str, Mapping]                 # split → what evaluate.summarise says of it
 # What has to be in them for a report; figures are those of a split with questions.

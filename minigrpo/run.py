@@ -14,30 +14,33 @@ the newest that is as it was written.
 import dataclasses
 import json
 import shutil
-import signal
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from minigrpo import config
 from minigrpo.files import lock_folder, write_whole
+from minigrpo.lines import NUMBER, Json, read_object
 from minigrpo.metrics import Clock, JsonLines, Metrics, headline, labelled, progress, say
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.weights import Policy, load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.rollout import Group, Rollout, group_metrics
-from minigrpo.runtime import peak_memory
-from minigrpo.states import State, drop_states, newest_state, state_folder, states, write_state
+from minigrpo.runtime import first_signal, peak_memory
+from minigrpo.states import drop_states, newest_state, state_folder, states, write_state
 from minigrpo.task.answer import render_answer
-from minigrpo.update import Dropped, load_optimizer, optimizer_tensors
+from minigrpo.update import DROPPED, Dropped, load_dropped, load_optimizer, optimizer_tensors
 
 KEEP = 2                                        # checkpoints kept besides the best one on the evaluation split
 # What --resume may change: where things are, how much is done and shown; not what a step computes (but for rounding).
 FREE_TO_CHANGE = ("task.path", "database.host", "database.port", "database.socket", "database.user",
                   "database.connections", "grpo.micro_batch_tokens", "evaluation.batch", "run.steps", "run.out",
                   "run.evaluate_every", "run.save_every", "run.sample_every", "run.threads")
+# What has to be in a checkpoint's state.json, and in summary.json.
+STATE = {"evaluated": int, "best": ({"step": int, "strict": NUMBER}, type(None)), "dropped": DROPPED}
+SUMMARY = {"steps": int, ...: (int, {...: {...: object}})}
 
 
 class Run:
@@ -54,9 +57,9 @@ class Run:
         self.folder, self.done, self.saved, self.evaluated = Path(cfg.out), 0, 0, 0
         self.best: dict[str, float] | None = None
         self.dropped = Dropped()
-        self.signal: int | None = None
+        self.met: list[int] = []                        # the signal to stop by, if there was one
         self.reporting = False
-        if found := newest_state(self.folder / "checkpoints"):
+        if found := newest_state(self.folder / "checkpoints", STATE):
             self._load(*found)
         # An evaluation is of the state only once the state says so: written just before, it is made again.
         self.metrics = JsonLines(self.folder / "metrics.jsonl", keep=lambda record: record["step"] < (
@@ -65,6 +68,11 @@ class Run:
         self.moves = self._optimizer_steps()
 
     # ------------------------------------------------------------------------------------------------- the loop's side
+    @property
+    def signal(self) -> int | None:
+        """What told it to stop."""
+        return self.met[0] if self.met else None
+
     def steps(self) -> Iterator[int]:
         """The steps that are left, counted from 0, until done or told to stop."""
         while self.done < self.cfg.steps and self.signal is None:
@@ -109,7 +117,7 @@ class Run:
     def report(self, moment: str, evaluate: Callable[[], tuple[Iterable[Mapping], Mapping]]) -> dict[str, Mapping]:
         """Put rows and summary of a moment ("before", "after") on record, unless they are; the whole record so far."""
         file = self.folder / "summary.json"
-        record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        record = read_object(file, SUMMARY) if file.exists() else {}
         if moment not in record or moment == "after" and record["steps"] != self.done:
             with self._reporting():
                 rows, summary = evaluate()
@@ -130,14 +138,18 @@ class Run:
             save_tensors(aside / "optimizer.safetensors",
                          optimizer_tensors(self.optimizer, adapter_parameters(self.policy.model)))
         self.saved = self.done
-        drop_states(self.folder / "checkpoints", self.done, keep=KEEP, best=self.best and self.best["step"])
+        self._drop()
 
-    def _load(self, folder: Path, state: State) -> None:
+    def _load(self, folder: Path, state: Json) -> None:
         load_adapter(self.policy.model, folder, base=self.adapter_facts["base"])
         load_optimizer(self.optimizer, adapter_parameters(self.policy.model),
                        load_tensors(folder / "optimizer.safetensors"))
         self.done = self.saved = state["step"]
-        self.evaluated, self.best, self.dropped = state["evaluated"], state["best"], Dropped(**state["dropped"])
+        self.evaluated, self.best, self.dropped = state["evaluated"], state["best"], load_dropped(state["dropped"])
+        self._drop()                                    # what is newer is torn, and must not be kept in its place
+
+    def _drop(self) -> None:
+        drop_states(self.folder / "checkpoints", self.done, keep=KEEP, best=self.best and self.best["step"])
 
     def _optimizer_steps(self) -> float:
         """How often the adapters have moved; changed since the last record, the state is in the middle of a step."""
@@ -145,13 +157,13 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ entering, leaving
     def __enter__(self) -> "Run":
-        self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.signals = first_signal(lambda: self.reporting or self.evaluation_due())
+        self.met = self.signals.__enter__()
         self.bar = progress(self.cfg.steps, "train", initial=self.done)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self.signals.__exit__(None, None, None)
         self.bar.close()
         if self.moves == self._optimizer_steps() and self.saved != self.done:
             self.save()
@@ -166,12 +178,6 @@ class Run:
         self.reporting = True
         yield
         self.reporting = False
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None or self.reporting or self.evaluation_due():
-            raise SystemExit(128 + number)
-        self.signal = number
-        say("stopping after this step (again: at once) ...")
 
 
 def check_folder(cfg: config.Config, *, resume: bool) -> None:

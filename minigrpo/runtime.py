@@ -7,9 +7,12 @@ import resource
 import signal
 import sys
 from contextlib import contextmanager
-from typing import Iterator
+from types import FrameType
+from typing import Callable, Iterator
 
 import torch
+
+from minigrpo.metrics import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -59,6 +62,27 @@ def exit_on_signals() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:           # as in a script's background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+@contextmanager
+def first_signal(at_once: Callable[[], bool] = lambda: False) -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM is but noted in the list, so that a step can be finished, unless it is to
+    end the program ``at_once``, as any more do (``SystemExit``). Ctrl-C stays ignored where it is."""
+    met: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if met or at_once():
+            sys.exit(128 + number)
+        met.append(number)
+        say("stopping after this step (again: at once) ...")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+              if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        yield met
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def total_memory(device: torch.device) -> int:

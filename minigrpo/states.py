@@ -7,18 +7,18 @@ is found again. Knows nothing of what else is in them.
 
 import hashlib
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Mapping
 
-from minigrpo.files import whole_folder
+from minigrpo.files import OLD, WRITING, take_back, whole_folder
+from minigrpo.lines import Json, read_object
 from minigrpo.metrics import warn
 
 FORMAT = 2                                      # 1 had no checksums
 SUMS = "SHA256SUMS"
-
-State = dict[str, object]
 
 
 def state_folder(folder: Path, step: int) -> Path:
@@ -26,8 +26,17 @@ def state_folder(folder: Path, step: int) -> Path:
 
 
 def states(folder: Path) -> list[Path]:
-    """The states in ``folder``, oldest first."""
-    return sorted(state for state in folder.glob("step-*") if state.suffix != ".writing")
+    """The states in ``folder``, oldest first; what else lies there is not looked at."""
+    return sorted(_folders(folder, ""), key=_step)
+
+
+def _folders(folder: Path, suffix: str) -> list[Path]:
+    return [found for found in folder.glob(f"step-*{suffix}")
+            if re.fullmatch("step-[0-9]{6,}", found.name.removesuffix(suffix)) and found.is_dir()]
+
+
+def _step(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
 
 
 @contextmanager
@@ -40,20 +49,25 @@ def write_state(folder: Path, step: int, facts: Mapping[str, object]) -> Iterato
         (aside / SUMS).write_text(sums, encoding="utf-8")
 
 
-def newest_state(folder: Path) -> tuple[Path, State] | None:
-    """The newest state that is as it was written, and what its state.json says; None where there never was one.
+def newest_state(folder: Path, keys: Mapping[str, object]) -> tuple[Path, Json] | None:
+    """The newest state that is as it was written, and what its state.json says, these ``keys`` (see lines.py) among it; None
+    where there never was one.
 
     A newer one that is torn or altered is refused with a sentence on stderr. ``ValueError``: all are, or one that is sound has
-    another format.
+    another format or says something else.
     """
+    for old in _folders(folder, OLD):
+        take_back(old.with_name(old.name.removesuffix(OLD)))
     refused = []
     for state in reversed(states(folder)):
         if wrong := _damage(state):
             refused.append(f"{state} is not used: {wrong}")
             continue
-        facts = json.loads((state / "state.json").read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise ValueError(f"{state}: format {facts['format']}, this program reads {FORMAT}")
+        if (version := read_object(state / "state.json", {"format": int})["format"]) != FORMAT:
+            raise ValueError(f"{state}: format {version}, this program reads {FORMAT}")
+        facts = read_object(state / "state.json", {"step": int, **keys})
+        if facts["step"] != _step(state):
+            raise ValueError(f"{state}: its state.json is one of step {facts['step']}")
         for sentence in refused:
             warn(f"{sentence}; going on from {state.name}")
         return state, facts
@@ -65,9 +79,9 @@ def newest_state(folder: Path) -> tuple[Path, State] | None:
 def drop_states(folder: Path, step: int, *, keep: int, best: int | None = None) -> None:
     """Remove all states but the last ``keep`` up to ``step`` and the one of ``best``; also what a killed process left half
     written."""
-    upto = [state for state in states(folder) if state <= state_folder(folder, step)]
+    upto = [state for state in states(folder) if _step(state) <= step]
     wanted = {*upto[-keep:], *(() if best is None else [state_folder(folder, best)])}
-    for old in {*folder.glob("step-*"), *folder.glob("*.writing")} - wanted:
+    for old in {*states(folder), *_folders(folder, WRITING), *_folders(folder, OLD)} - wanted:
         shutil.rmtree(old)
 
 
@@ -76,13 +90,13 @@ def _damage(state: Path) -> str:
     if not (state / SUMS).is_file():
         return f"it has no {SUMS} (those of an older version have none, and cannot be read)"
     lines = (state / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    written = {name: sum for sum, _, name in (line.partition("  ") for line in lines)}
+    written = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if "state.json" not in written or "" in written:        # it is the last of them: torn, they lack it
         return f"{SUMS} is torn"
-    for name, sum in written.items():
+    for name, digest in written.items():
         if not (state / name).is_file():
             return f"{name} is missing"
-        if _sha256(state / name) != sum:
+        if _sha256(state / name) != digest:
             return f"{name} is not what was written, by its checksum in {SUMS}"
     return ""
 

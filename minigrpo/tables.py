@@ -8,8 +8,8 @@ from typing import Callable, Collection, Mapping, Sequence
 
 from minigrpo.evaluate import MEANS, Row, figures, group_rows, percents
 from minigrpo.intervals import difference_intervals, mcnemar
+from minigrpo.lines import NUMBER, read_lines
 from minigrpo.metrics import table
-from minigrpo.task.lines import NUMBER, read_lines
 
 Cells = list[list[str]]
 

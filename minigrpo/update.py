@@ -129,6 +129,14 @@ class Dropped:
                                      f"first in {self.first}; what was learned until then is saved")
 
 
+DROPPED = {"count": int, "first": str}          # as a state has it
+
+
+def load_dropped(facts: Mapping[str, object]) -> Dropped:
+    """The inverse of ``vars``; what else a file may say is left out."""
+    return Dropped(**{name: facts[name] for name in DROPPED})
+
+
 def _completion_at_fault(scored: Sequence[tuple[Part, Tensor, Tensor]]) -> str:
     """The first completion with something that is not finite, and what; none: ""."""
     for part, logp_BC, old_logp_BC in scored:

@@ -13,17 +13,19 @@ import torch
 from torch import nn
 
 from minigrpo import config
+from minigrpo.lines import NUMBER
 from minigrpo.metrics import Clock, JsonLines, progress, say
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer
 from minigrpo.policy.weights import load_tensors, save_tensors
-from minigrpo.runtime import settle
+from minigrpo.runtime import first_signal, settle
 from minigrpo.states import drop_states, newest_state, write_state
 from minigrpo.task.questions import Question, QuestionStream
-from minigrpo.update import Dropped, load_optimizer, optimizer_tensors, supervised_update
+from minigrpo.update import DROPPED, Dropped, load_dropped, load_optimizer, optimizer_tensors, supervised_update
 
 RISE = 20                                       # steps in which the learning rate reaches its height
 SLOWEST = 0.1                                   # of the learning rate, near stop_at
+STATE = {"strict": NUMBER, "dropped": DROPPED}  # what has to be in a state.json
 
 Example = tuple[list[int], list[int]]           # ids of the prompt, ids of the SQL with what ends it
 
@@ -55,15 +57,21 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
 
     The learning rate rises over 20 steps, then falls: with the part of the way to ``stop_at`` that is left, or, without it,
     evenly over the steps. ``folder`` holds a record of the steps and, meanwhile, the newest states to go on from. Too many
-    steps in a row that are not finite end it (``FloatingPointError``).
+    steps in a row that are not finite end it (``FloatingPointError``), as does the first SIGINT or SIGTERM after the step in
+    progress, a look included, which is saved (``SystemExit``); the second, at once.
     """
     optimizer = torch.optim.AdamW(parameters.values(), lr=cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     stream, total = QuestionStream(examples, cfg.batch, seed), math.ceil(len(examples) * cfg.epochs / cfg.batch)
     saved = folder / "warmup-state"
     done, reached, dropped = _load(saved, optimizer, parameters)
     records = JsonLines(folder / "warmup.jsonl", keep=lambda record: record["step"] < done)
-    with progress(total, "warm-up", initial=done) as bar:
-        while done < total and not (cfg.stop_at and reached >= cfg.stop_at):
+
+    def save() -> None:
+        records.flush()
+        _save(saved, done, reached, dropped, optimizer, parameters)
+
+    with progress(total, "warm-up", initial=done) as bar, first_signal() as met:
+        while done < total and not met and not (cfg.stop_at and reached >= cfg.stop_at):
             pace = max(SLOWEST, 1 - reached / cfg.stop_at) if cfg.stop_at else 1 - done / total
             for group in optimizer.param_groups:
                 group["lr"] = cfg.learning_rate * min(1.0, (done + 1) / RISE) * pace
@@ -80,10 +88,13 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
             bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {reached:.0f}%" if cfg.stop_at else ""))
             bar.update()
             if done % save_every == 0 or dropped.enough():
-                records.flush()
-                _save(saved, done, reached, dropped, optimizer, parameters)
+                save()
             dropped.check()
+    if met and done:
+        save()
     records.close()
+    if met:
+        raise SystemExit(128 + met[0])
     if cfg.stop_at and reached < cfg.stop_at:
         say(f"warm-up: all {cfg.epochs} epochs are over at {reached:.1f} % strict, below warmup.stop_at = {cfg.stop_at:g}")
 
@@ -99,10 +110,11 @@ def _save(folder: Path, done: int, reached: float, dropped: Dropped, optimizer: 
 def _load(folder: Path, optimizer: torch.optim.Optimizer,
           parameters: Mapping[str, nn.Parameter]) -> tuple[int, float, Dropped]:
     """Where it goes on: the steps done, how good it was, the newest of them that moved nothing."""
-    if (found := newest_state(folder)) is None:
+    if (found := newest_state(folder, STATE)) is None:
         return 0, 0.0, Dropped()
-    folder, state = found
-    for name, tensor in load_tensors(folder / "parameters.safetensors").items():
+    newest, state = found
+    for name, tensor in load_tensors(newest / "parameters.safetensors").items():
         parameters[name].data.copy_(tensor)
-    load_optimizer(optimizer, parameters, load_tensors(folder / "optimizer.safetensors"))
-    return state["step"], state["strict"], Dropped(**state["dropped"])
+    load_optimizer(optimizer, parameters, load_tensors(newest / "optimizer.safetensors"))
+    drop_states(folder, state["step"], keep=1)              # what is newer is torn, and must not be kept in its place
+    return state["step"], state["strict"], load_dropped(state["dropped"])

@@ -33,13 +33,17 @@ from torch import Tensor
 from minigrpo import report
 from minigrpo.config import dump_config, load_config
 from minigrpo.evaluate import read_predictions
+from minigrpo.metrics import JsonLines
 from minigrpo.policy.lora import add_lora, adapter_parameters
 from minigrpo.policy.tokenizer import load_tokenizer
 from minigrpo.policy.weights import adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter
 from minigrpo.records import read_run
+from minigrpo.run import STATE
+from minigrpo.states import SUMS, newest_state, write_state
 from minigrpo.tables import compare, read_rows, show_comparison
 from minigrpo.task import jsonl, temptabqa
 from minigrpo.task.prompt import read_examples
+from minigrpo.update import load_dropped
 
 from .run_folders import evaluation, line, rollout, sample, step, write_run
 
@@ -239,6 +243,12 @@ def bent_bytes(file: Path, draw: random.Random) -> None:
     file.write_bytes(data)
 
 
+def bent_state(file: Path, draw: random.Random) -> None:
+    """What a checkpoint says of itself, by checksums that say it is so."""
+    bent_json(file, draw)
+    (file.parent / SUMS).write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n")
+
+
 # -------------------------------------------------------------------------------------------------------------- readers
 def digest(tensors: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
@@ -298,6 +308,18 @@ def read_report(folder: Path) -> object:
                  [report._sample(sample, run.cfg.grpo) for sample in run.samples]))
 
 
+def read_state(folder: Path) -> object:
+    state, facts = newest_state(folder, STATE)
+    return state.name, facts, load_dropped(facts["dropped"])
+
+
+def read_resumed(folder: Path) -> object:
+    """What resuming after one step leaves of the records."""
+    for file in sorted(folder.glob("*.jsonl")):
+        JsonLines(file, keep=lambda record: record["step"] < 1).close()
+    return [file.read_bytes() for file in sorted(folder.glob("*.jsonl"))]
+
+
 def read_comparison(folder: Path) -> object:
     rows = read_rows(folder / "rows.jsonl", [])
     return show_comparison(compare(rows, rows, ("A", "B")))
@@ -337,6 +359,8 @@ KINDS = {
     "examples": Kind("lines", ("examples.jsonl",), bent_lines, lambda folder: read_examples(folder / "examples.jsonl")),
     "rows.jsonl": Kind("lines", ("rows.jsonl",), bent_lines, read_comparison),
     "run's JSONL": Kind("run", ("metrics.jsonl", "samples.jsonl", "warmup.jsonl"), bent_lines, read_report, DRAWN),
+    "resumed JSONL": Kind("run", ("metrics.jsonl", "samples.jsonl", "warmup.jsonl"), bent_lines, read_resumed),
+    "state.json": Kind("states", ("step-000002/state.json",), bent_state, read_state),
     "run's summaries": Kind("run", ("summary.json", "eval/summary.json"), bent_json, read_report, DRAWN),
 }
 
@@ -382,6 +406,9 @@ def write_bases(root: Path) -> None:
                                                                                         interval={"strict": [50.0, 70.0]},
                                                                                         blind=3.0)}},
               evaluated={"dev": line(50.0), "none": {"n": 0, "of": 0, "absent": True}})
+    with write_state(root / "states", 2, {"evaluated": 2, "best": {"step": 2, "strict": 40.0},
+                                          "dropped": {"count": 1, "first": "step 1: the loss"}}):
+        pass
     rows = [{"split": "dev", "index": i, "kind": "1", "question": f"{i}?", "gold": "x", "sql": "SELECT '\u2028'",
              "status": "ok", "answer": "x",
              "ems": 1, "rems": 0.5, "strict": i % 2, "invented": 0, "blind": i // 2} for i in range(4)]

@@ -184,7 +184,7 @@ def test_which_database_is_asked(ask, small_toml):
     assert "  database  counterfactual\n" in ask("Who?", "--database", "counterfactual")
     cfg = load_config(small_toml, ["task.samples=3"])
     with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        assert judge.databases == ("original", "counterfactual")
+        assert judge.databases == ("original", "counterfactual", "renamed")
         assert "'Kraków'" in judge.prompt(pose("Who?", "original", judge))
         assert "'Kraków'" not in judge.prompt(pose("Who?", "counterfactual", judge))
 
@@ -198,8 +198,8 @@ def test_an_adapter_is_looked_for_where_one_is_given(ask):
     ([" \n"], "--ask: the question is empty"),
     (["caf\udce9?"], "--ask: the question is not UTF-8"),
     (["Who?", "--database", "orginal"],
-     "--database: unknown database 'orginal' (did you mean 'original'?): there are original, counterfactual"),
-    (["Who?", "--database", ""], "--database: unknown database '': there are original, counterfactual"),
+     "--database: unknown database 'orginal' (did you mean 'original'?): there are original, counterfactual, renamed"),
+    (["Who?", "--database", ""], "--database: unknown database '': there are original, counterfactual, renamed"),
 ])
 def test_mistakes_are_one_sentence(ask, arguments, sentence):
     assert ask(*arguments, status=1) == f"eval.py: {sentence}\n"

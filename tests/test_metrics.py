@@ -35,7 +35,7 @@ def test_records_are_cut_back_to_a_step_and_a_torn_line_goes(tmp_path):
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("line", ['{"step": 1', "[1]", '{"step": "1"}', '{"reward": 1}', "\x00\x00"])
+@pytest.mark.parametrize("line", ['{"step": 1', "[1]", '{"step": "1"}', '{"reward": 1}', "\x00\x00", "[" * 10**5])
 def test_a_record_that_is_none_is_refused_with_its_place_and_the_file_stays(tmp_path, line):
     """Not the torn last line, which goes without a word: one in between, which nobody but a person can have made so."""
     file = tmp_path / "m.jsonl"

@@ -26,6 +26,7 @@ from minigrpo.policy.weights import load_tensors
 from minigrpo.rollout import Group, Rollout
 from minigrpo.run import Run, checkpoints, open_folder, show
 from minigrpo.start import adapter_facts, load_start
+from minigrpo.states import write_state
 from minigrpo.task.database import Execution
 from minigrpo.task.questions import Question
 from minigrpo.task.reward import Reward
@@ -282,6 +283,33 @@ def test_a_checkpoint_with_a_bit_that_was_not_written_is_refused_and_the_one_bef
     assert enter("run.steps=4", resume=True).done == 4                  # and now that one is whole
 
 
+def test_a_torn_checkpoint_is_not_kept_in_the_place_of_the_sound_one(enter):
+    """Saved after 2 and after 4 steps, the second torn. Resumed from 2, it is alone; saved after 3 and, on leaving, 5 steps."""
+    with enter("run.steps=4") as run:
+        for step in run.steps():
+            take_step(run, step)
+    (run.folder / "checkpoints/step-000004/optimizer.safetensors").write_bytes(b"")
+    with enter("run.steps=5", "run.save_every=3", "run.evaluate_every=0", resume=True) as again:
+        assert names(again) == ["step-000002"]
+        for step in again.steps():
+            take_step(again, step)
+            assert set(names(again)) <= {"step-000002", "step-000003", "step-000005"}
+
+
+@pytest.mark.parametrize("facts", [
+    {}, {"evaluated": 0, "best": {"step": 2}, "dropped": {"count": 0, "first": ""}},
+    {"evaluated": 0, "best": None, "dropped": {"count": 0}}])
+def test_a_state_of_something_else_is_one_sentence(enter, facts):
+    """Written as states are, with right checksums."""
+    with enter("run.steps=2") as run:
+        for step in run.steps():
+            take_step(run, step)
+    with write_state(run.folder / "checkpoints", 2, facts):
+        pass
+    with pytest.raises(ValueError, match="step-000002/state.json: expected a JSON object with "):
+        enter("run.steps=2", resume=True)
+
+
 def test_without_a_whole_checkpoint_there_is_no_resuming_and_the_records_stay(enter, tmp_path):
     with enter("run.steps=4") as run:
         for step in run.steps():
@@ -327,6 +355,22 @@ def test_a_first_signal_lets_the_step_finish(enter, capsys):
     assert run.signal == signal.SIGTERM and names(run) == ["step-000001"]
     assert capsys.readouterr().out.count("stopping after this step") == 1
     assert signal.getsignal(signal.SIGTERM) == before                   # ours no more
+
+
+def test_ctrl_c_that_was_ignored_stays_so(enter):
+    """As in a script's background: it ends no step, and is none of the first signals. SIGTERM ends it as ever."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with enter("run.steps=9", "run.evaluate_every=0") as run:
+            for step in run.steps():
+                os.kill(os.getpid(), signal.SIGINT)
+                if step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                take_step(run, step)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert run.signal == signal.SIGTERM and run.done == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -523,6 +567,16 @@ def test_a_report_that_fails_leaves_the_record_as_it_was(enter):
         take_step(run, 0)
         run.report("after", lambda: (_ for _ in ()).throw(OSError("gone")))
     assert summary(run) == {"steps": 0, "before": looked(10.0)[1]} and names(run) == ["step-000001"]
+
+
+@pytest.mark.parametrize("content", ["", '{"steps": 2, "before": {"hel', "[]", '{"after": {}}',
+                                     '{"steps": 2, "before": {"heldout": 10.0}}', "[" * 10**5])
+def test_a_summary_that_is_none_is_refused_with_its_name(enter, content):
+    with enter("run.steps=1") as run:
+        (run.folder / "summary.json").write_text(content)
+        with pytest.raises(ValueError, match=f"^{run.folder}/summary.json: expected a JSON object with ") as caught:
+            run.report("after", unasked)
+    assert type(caught.value) is ValueError and "\n" not in str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------------------------------- folder

@@ -1,9 +1,12 @@
 """Devices, dtypes, and generators that depend on (seed, step, purpose) alone."""
 
+import os
+import signal
+
 import pytest
 import torch
 
-from minigrpo.runtime import choose_device, choose_dtype, generator, memory_explained, peak_memory
+from minigrpo.runtime import choose_device, choose_dtype, first_signal, generator, memory_explained, peak_memory
 
 
 def draw(*key):
@@ -60,6 +63,25 @@ def test_peak_memory_counts_bytes_and_never_falls():
     block = torch.ones(64 * 2 ** 20, dtype=torch.uint8)             # touched, so resident: 64 MiB
     after = peak_memory(torch.device("cpu"))
     assert 10 * 2 ** 20 < before <= after < 64 * 2 ** 30 and block.all()
+
+
+# -------------------------------------------------------------------------------------------------------------- signals
+def test_the_first_signal_is_noted_and_any_more_end_the_program():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left, first_signal() as met:
+        assert met == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert met == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it went on")
+    assert left.value.code == 130 and (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_first_signal_ends_the_program_where_that_is_wanted():
+    with pytest.raises(SystemExit) as left, first_signal(lambda: True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+    assert left.value.code == 143
 
 
 # ---------------------------------------------------------------------------------------------- memory that is not there

@@ -10,12 +10,14 @@ import pytest
 
 from minigrpo.states import drop_states, newest_state, states, write_state
 
+KEYS = {"best": int}
+
 
 def write(folder: Path, *steps: int) -> None:
     """States of two files, one of which is large enough to lose its end."""
     for step in steps:
         with write_state(folder, step, {"best": step // 2}) as aside:
-            (aside / "a.bin").write_bytes(bytes([step]) * 10_000)
+            (aside / "a.bin").write_bytes(bytes([step % 256]) * 10_000)
             (aside / "b.txt").write_text("b")
 
 
@@ -24,13 +26,13 @@ def names(folder: Path) -> list[str]:
 
 
 def newest(folder: Path) -> str:
-    return newest_state(folder)[0].name
+    return newest_state(folder, KEYS)[0].name
 
 
 def test_the_newest_is_found_with_what_it_was_told(tmp_path):
     write(tmp_path, 2, 11)
-    assert newest_state(tmp_path) == (tmp_path / "step-000011", {"format": 2, "step": 11, "best": 5})
-    assert newest_state(tmp_path / "nothing") is None
+    assert newest_state(tmp_path, KEYS) == (tmp_path / "step-000011", {"format": 2, "step": 11, "best": 5})
+    assert newest_state(tmp_path / "nothing", KEYS) is None
 
 
 def test_the_checksums_are_sha256_and_the_systems_own_tool_reads_them(tmp_path):
@@ -77,7 +79,7 @@ def test_where_none_is_whole_that_is_one_sentence_and_nothing_is_removed(tmp_pat
     for state in states(tmp_path):
         (state / "a.bin").write_bytes(b"")
     with pytest.raises(ValueError) as caught:
-        newest_state(tmp_path)
+        newest_state(tmp_path, KEYS)
     assert str(caught.value) == (f"{tmp_path}/step-000004 is not used: a.bin is not what was written, by its checksum in "
                                  f"SHA256SUMS; no other in {tmp_path} can be used: to begin again, remove that folder")
     assert capsys.readouterr() == ("", "") and names(tmp_path) == ["step-000002", "step-000004"]
@@ -88,11 +90,11 @@ def test_those_of_an_older_version_are_refused_and_so_is_another_format(tmp_path
     (tmp_path / "old/step-000002").mkdir(parents=True)
     (tmp_path / "old/step-000002/state.json").write_text('{"format": 1, "step": 2, "evaluated": 0, "best": null}\n')
     with pytest.raises(ValueError, match="no SHA256SUMS .those of an older version have none, and cannot be read"):
-        newest_state(tmp_path / "old")
+        newest_state(tmp_path / "old", KEYS)
     with write_state(tmp_path / "new", 2, {"format": 3}):
         pass
     with pytest.raises(ValueError, match="step-000002: format 3, this program reads 2$"):
-        newest_state(tmp_path / "new")
+        newest_state(tmp_path / "new", KEYS)
 
 
 @pytest.mark.parametrize("step, options, left", [
@@ -106,6 +108,47 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path, step, options, left):
     write(tmp_path, 2, 4, 6, 8)
     drop_states(tmp_path, step, **options)
     assert names(tmp_path) == [f"step-{kept:06d}" for kept in left]
+
+
+def test_what_is_no_state_is_neither_used_nor_removed(tmp_path):
+    """Files of like names, and folders of a user's own: seven digits are a million steps, which come after all of six."""
+    write(tmp_path, 2, 1_000_000 - 1, 1_000_000)
+    for name in ("step-2", "step-000009", "step-000003.writing"):
+        (tmp_path / name).write_text("mine")
+    for name in ("step-3", "step-000002-copy", "step-best", "mine.writing"):
+        (tmp_path / name).mkdir()
+    assert [state.name for state in states(tmp_path)] == ["step-000002", "step-999999", "step-1000000"]
+    assert newest(tmp_path) == "step-1000000"
+    before = names(tmp_path)
+    drop_states(tmp_path, 1_000_000, keep=1)
+    assert names(tmp_path) == [name for name in before if name not in ("step-000002", "step-999999")]
+
+
+@pytest.mark.parametrize("content, said", [
+    ("{}", "/state.json: expected a JSON object with format (integer), got {}"),
+    ("[]", "/state.json: expected a JSON object with format (integer), got []"),
+    ("[" * 10**5, "/state.json: expected a JSON object with format (integer), got something else (maximum recursion depth"),
+    ('{"format": 2, "step": 4}', '/state.json: expected a JSON object with best (integer), got {"format": 2, "step": 4}'),
+    ('{"format": 2, "step": -1, "best": 0}', ": its state.json is one of step -1")])
+def test_a_state_that_says_something_else_under_right_checksums_is_one_sentence(tmp_path, content, said):
+    """Not torn, then, but somebody's: the one before it is not taken in its place."""
+    write(tmp_path, 2, 4)
+    state = tmp_path / "step-000004"
+    (state / "state.json").write_text(content)
+    sums = (state / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    (state / "SHA256SUMS").write_text("".join(f"{line}\n" for line in [*sums[:2], f"{digest}  state.json"]))
+    with pytest.raises(ValueError) as caught:
+        newest_state(tmp_path, KEYS)
+    assert str(caught.value).startswith(f"{state}{said}") and "\n" not in str(caught.value)
+
+
+def test_one_set_aside_for_another_that_never_came_gets_its_name_again(tmp_path):
+    """Killed between two renames: the old one of the name is all there is."""
+    write(tmp_path, 50)
+    (tmp_path / "step-000050").rename(tmp_path / "step-000050.old.writing")
+    assert newest_state(tmp_path, KEYS) == (tmp_path / "step-000050", {"format": 2, "step": 50, "best": 25})
+    assert names(tmp_path) == ["step-000050"]
 
 
 def test_what_a_killed_process_left_half_written_goes_too(tmp_path):

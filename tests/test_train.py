@@ -431,6 +431,19 @@ def test_ctrl_c_while_torch_is_imported_is_quiet(small_toml, tmp_path, recipe):
     assert (process.communicate()[0], process.returncode) == ("", 130)
 
 
+@pytest.mark.parametrize("recipe", ["train.py", "eval.py"])
+def test_ctrl_c_is_nothing_to_a_recipe_in_a_scripts_background(small_toml, tmp_path, recipe):
+    """A shell without job control has ``command &`` ignore SIGINT: it may come from the import of torch to the end."""
+    arguments = ["run.steps=1", "run.evaluate_every=0", f"run.out={tmp_path / 'r'}"]
+    process = subprocess.Popen([sys.executable, str(ROOT / recipe), str(small_toml), *(f"--set={key}" for key in arguments),
+                                *["--split=dev"] * (recipe == "eval.py")], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    assert process.returncode == 0 and (tmp_path / "r").exists()
+
+
 @needs_mariadb
 def test_ctrl_c_in_a_terminal_of_80_columns(small_toml, tmp_path):
     """A real terminal, a real Ctrl-C, a real server: status 130, one message, no line that wraps (but for a path as long as

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.weights import Policy, create_model, load_policy, load_tensors
 from minigrpo.rollout import Judge, collect
 from minigrpo.runtime import generator
+from minigrpo.states import write_state
 from minigrpo.task import athletes
 from minigrpo.task.database import MockDatabase
 from minigrpo.task.questions import Question
@@ -375,6 +378,44 @@ def test_killed_in_any_step_it_goes_on_to_the_same_bits(folder, tmp_path, undist
         assert same(run(folder, place, save_every), undisturbed), step
 
 
+def struck(call: Callable[[], object], step: int, numbers: Sequence[int]) -> int:
+    """Signals when the optimiser has just moved in a step (from 0); the status that it ends with."""
+    left = [step]
+
+    def hook(*_: object) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    handle = register_optimizer_step_post_hook(hook)
+    try:
+        with pytest.raises(SystemExit) as left_with:
+            call()
+    finally:
+        handle.remove()
+    return left_with.value.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [0, 2, 3, 9])
+def test_a_first_signal_lets_the_step_finish_and_that_is_saved(folder, tmp_path, undisturbed, capsys, number, step):
+    """Alone, before a look (2), behind one, in the last of ten; nothing else was to be saved. It goes on to the same bits."""
+    before = signal.getsignal(number)
+    assert struck(lambda: run(folder, tmp_path, 100), step, [number]) == 128 + number
+    assert signal.getsignal(number) == before and capsys.readouterr().out.count("stopping after this step") == 1
+    assert [state.name for state in (tmp_path / "warmup-state").iterdir()] == [f"step-{step + 1:06d}"]
+    assert records(tmp_path) == undisturbed.records[:step + 1]
+    assert same(run(folder, tmp_path, 100), undisturbed)
+
+
+def test_a_second_signal_ends_a_warm_up_at_once(folder, tmp_path, undisturbed):
+    """The weights had moved in the fifth step, and nothing of it is recorded or saved; the state of three steps stands."""
+    assert struck(lambda: run(folder, tmp_path, 3), 4, [signal.SIGTERM, signal.SIGINT]) == 128 + signal.SIGINT
+    assert [state.name for state in (tmp_path / "warmup-state").iterdir()] == ["step-000003"] and len(records(tmp_path)) == 4
+    assert same(run(folder, tmp_path, 3), undisturbed)
+
+
 @pytest.mark.parametrize("save_every", [1, 2, 3, 4])
 def test_killed_in_a_look_it_looks_again(folder, tmp_path, undisturbed, save_every):
     """At the second look, after six steps; five are recorded. The look falls on a save (1, 2, 3) or does not (4)."""
@@ -430,8 +471,10 @@ def test_a_torn_state_is_refused_and_the_one_before_is_used(folder, tmp_path, un
                 run(folder, place, 2)
 
 
-def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path, undisturbed, monkeypatch):
-    """States of 2 and 4 steps, the second torn; on the way from 2 the disk is full when 4 is written again: 2 is still there."""
+@pytest.mark.parametrize("save_every", [2, 5])
+def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path, undisturbed, monkeypatch, save_every):
+    """States of 2 and 4 steps, the second torn; on the way from 2 the disk is full when 4 is written again, or, saved less
+    often now, when 5 is: 2 is still there."""
     interrupted(lambda: run(folder, tmp_path, 2), 5)
     (tmp_path / "warmup-state/step-000004/state.json").unlink()
 
@@ -440,8 +483,16 @@ def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr("minigrpo.warmup.save_tensors", full)
+        run(folder, tmp_path, save_every)
+    assert same(run(folder, tmp_path, save_every), undisturbed)
+
+
+def test_a_state_of_something_else_is_one_sentence(folder, tmp_path):
+    """Written as states are, with right checksums: a run's own checkpoint, say, which has no strict."""
+    with write_state(tmp_path / "warmup-state", 2, {"dropped": {"count": 0, "first": ""}}):
+        pass
+    with pytest.raises(ValueError, match="state.json: expected a JSON object with strict .integer or fraction., got"):
         run(folder, tmp_path, 2)
-    assert same(run(folder, tmp_path, 2), undisturbed)
 
 
 def test_weights_that_are_not_finite_end_it_with_where_it_began(folder, tmp_path):

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from minigrpo.policy.tokenizer import read_json
+from minigrpo.lines import read_object
 
 # What belongs to a model beside its weights: read here, or copied into models made from it.
 WORDS = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -75,9 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [folder / "model.safetensors"]
-    shards = read_json(index, "weight_map")["weight_map"]
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise ValueError(f"{index}: weight_map must map tensor names to file names")
+    shards = read_object(index, {"weight_map": {...: str}})["weight_map"]
     if elsewhere := [name for name in shards.values() if not re.fullmatch(r"[\w-][\w.-]{0,200}", name)]:
         raise ValueError(f"{index}: weight_map must name files beside it, got {elsewhere[0]!r:.80}")
     return [folder / name for name in dict.fromkeys(shards.values())]

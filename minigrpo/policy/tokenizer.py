@@ -11,8 +11,9 @@ from typing import Iterable
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Rust
 
+from minigrpo.lines import read_object
+
 EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
-LONGEST = 2**22                 # bytes of a JSON file that is parsed here, which may take forty times as much memory
 HIGHEST = 2**22                 # ids of a tokenizer: beyond any, and lists of so many are made
 
 
@@ -70,7 +71,7 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
     rust.no_padding()
     stopping = dict.fromkeys(stop_ids)
     for file in (folder / "config.json", folder / "generation_config.json"):
-        ids = read_json(file).get("eos_token_id") if file.is_file() else None
+        ids = read_object(file, {}).get("eos_token_id") if file.is_file() else None
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(token) is int and token >= 0 for token in ids):
             raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids!r:.80}")
@@ -92,29 +93,6 @@ def train_bpe(texts: Iterable[str], size: int) -> Rust:
     rust.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=[EOS], show_progress=False,
                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return rust
-
-
-def read_json(file: Path, *required: str) -> dict:
-    """The object in a JSON file, with the ``required`` keys; anything else is a ``ValueError`` that names the file."""
-    if not file.is_file():
-        raise ValueError(f"{file} is missing")
-    try:
-        with file.open("rb") as handle:
-            if len(text := handle.read(LONGEST + 1)) > LONGEST:
-                raise ValueError(f"it is longer than {LONGEST:,} bytes")
-        content = _loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON: {str(error)[:120]}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    if missing := [key for key in required if key not in content]:
-        raise ValueError(f"{file}: the key {missing[0]!r} is missing")
-    return content
-
-
-def _loads(text: str, headroom: int = 50) -> object:
-    """What can be parsed so much deeper in the stack can be shown from anywhere."""
-    return _loads(text, headroom - 1) if headroom else json.loads(text)
 
 
 def _gpt2_alphabet() -> dict[str, int]:

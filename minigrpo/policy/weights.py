@@ -16,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minigrpo.lines import read_object
 from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.hub import WORDS, find_model, weight_files
 from minigrpo.policy.lora import adapter_parameters, adapters, base_parameters
 from minigrpo.policy.model import CausalLM, initialise
 from minigrpo.policy.stopping import Stopping, compile_stopping
-from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, read_json, train_bpe
+from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, train_bpe
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.dev
     Raises ``ValueError`` that names what is no model folder, or the missing, extra or misshapen tensors.
     """
     folder = find_model(path)
-    architecture = read_architecture(read_json(folder / "config.json"), str(folder / "config.json"))
+    architecture = read_architecture(read_object(folder / "config.json", {}), str(folder / "config.json"))
     with torch.device("meta"):
         model = CausalLM(architecture)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -141,7 +142,7 @@ def save_model(model: CausalLM, folder: Path, *, like: Path, shard: int = SHARD)
     for name in WORDS:
         if (like / name).is_file():
             shutil.copyfile(like / name, folder / name)
-    _write_model(model, folder, read_json(like / "config.json"), shard)
+    _write_model(model, folder, read_object(like / "config.json", {}), shard)
 
 
 def create_model(folder: Path, texts: Iterable[str], *, vocabulary: int, layers: int, width: int, heads: int, mlp_width: int,
@@ -241,7 +242,7 @@ def load_adapter(model: CausalLM, folder: Path, *, base: str | Path) -> None:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         digest = (file.metadata() or {}).get("base_digest")
     if digest is not None and digest != _base_digest(model):
-        named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        named = read_object(folder / "adapter_config.json", {}).get("base_model_name_or_path")
         raise ValueError(f"{folder}: the adapter was trained on other weights than those of {base}; by its own word, on those "
                          f"of {_shown(str(named))}")
     for name, parameter in parameters.items():
@@ -256,7 +257,7 @@ TAKEN_FROM_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 def adapter_config(folder: Path) -> dict:
     """The arguments of ``lora.add_lora`` for an adapter folder: rank, alpha, targets, rank_stabilised."""
     file = folder / "adapter_config.json"
-    config = read_json(file, "peft_type", "r", "lora_alpha", "target_modules")
+    config = read_object(file, dict.fromkeys(("peft_type", "r", "lora_alpha", "target_modules"), object))
     plain = {"peft_type": "LORA", "bias": "none"} | dict.fromkeys(
         ("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
          "alora_invocation_tokens"))

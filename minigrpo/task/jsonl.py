@@ -8,8 +8,8 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
+from minigrpo.lines import Json, exact, read_lines
 from minigrpo.task.answer import render_answer, split_answer
-from minigrpo.task.lines import Json, exact, read_lines
 from minigrpo.task.questions import Question, unknown
 
 NEEDED, OPTIONAL = ("question", "answer", "database"), ("gold_sql", "kind")

@@ -11,9 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Sequence
 
+from minigrpo.lines import read_lines
 from minigrpo.task.answer import render_cell
 from minigrpo.task.database import Table, Tables, table_lines
-from minigrpo.task.lines import read_lines
 
 LONGEST = 100                   # characters of a sample value as SQL: one that is cut short would be none
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Iterator
 
+from minigrpo.lines import read_lines
 from minigrpo.task.database import Column, Table
-from minigrpo.task.lines import read_lines
 from minigrpo.task.questions import Question, unknown
 
 ADDRESS = "https://github.com/CoRAL-ASU/TEMPTABQA-C"

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Rust
 
 from minigrpo.policy.stopping import compile_stopping
-from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, read_json, train_bpe
+from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, train_bpe
 from minigrpo.task.temptabqa import load_questions
 
 TEXTS = ["SELECT name FROM athletes WHERE age > 30;\n", "naïve café — 東京 🏃‍♀️", "  two  spaces\tand tabs\r\n",
@@ -243,14 +243,6 @@ def test_what_only_looks_like_a_byte_is_a_text():
     """<0x+1> is no byte of two digits."""
     rust = Rust(models.BPE({"<unk>": 0, "<0x41>": 1, "<0x+1>": 2, "<0xZZ>": 3}, [], unk_token="<unk>", byte_fallback=True))
     assert Tokenizer(rust, ()).token_bytes[1:] == [b"A", b"<0x+1>", b"<0xZZ>"]
-
-
-@pytest.mark.parametrize("text, why", [
-    ("[" * 10**5, "maximum recursion depth exceeded.*"), ('"' + "x" * 2**22, "it is longer than 4,194,304 bytes")])
-def test_a_json_file_has_a_longest_and_a_deepest(tmp_path, text, why):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=f"^{tmp_path}/config.json is not valid JSON: {why}$"):
-        read_json(tmp_path / "config.json")
 
 
 def with_bos(rust):

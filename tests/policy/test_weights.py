@@ -249,7 +249,7 @@ def test_an_adapter_with_a_value_that_is_not_finite_is_refused(checkpoint, tmp_p
 
 @pytest.mark.parametrize("key, value, got", [
     ("r", 10**9, "r must be a positive integer up to 16384 and lora_alpha a number, got 1000000000, 4.0"),
-    ("lora_alpha", float("nan"), "r must be a positive integer up to 16384 and lora_alpha a number, got 2, nan"),
+    ("lora_alpha", 1e40, "r must be a positive integer up to 16384 and lora_alpha a number, got 2, 1e+40"),
     ("target_modules", None, "target_modules must list the layers' names, got None"),
     ("target_modules", [["q_proj"]], "target_modules must list the layers' names, got [['q_proj']]")])
 def test_an_adapters_config_is_looked_at_before_room_is_made_for_it(tmp_path, key, value, got):
@@ -266,10 +266,10 @@ def test_an_index_without_its_map_is_named(copy_of):
 
 def test_a_config_that_is_not_json_is_named(copy_of):
     folder = copy_of()
-    for content, problem in [("{vocab_size: 3", "is not valid JSON"), ("", "is not valid JSON"),
-                             ("[]", "holds no JSON object")]:
+    for content, got in [("{vocab_size: 3", "something else (Expecting property name"), ("", "something else (Expecting value"),
+                         ("[]", "[]")]:
         (folder / "config.json").write_text(content)
-        assert f"{folder / 'config.json'} {problem}" in refusal(load, folder)
+        assert f"{folder / 'config.json'}: expected a JSON object, got {got}" in refusal(load, folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- adapters
@@ -395,7 +395,7 @@ def test_a_refused_adapter_leaves_the_model_as_it_was(checkpoint, tmp_path):
     ({"peft_type": "IA3"}, "peft_type"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
     ({"alpha_pattern": {"q_proj": 99}}, "alpha_pattern"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"target_modules": "all-linear"}, "target_modules"),
-    ({"r": ...}, "'r'"), ({"target_modules": ...}, "'target_modules'")])
+    ({"r": ...}, "with r, got"), ({"target_modules": ...}, "with target_modules, got")])
 def test_adapters_of_other_kinds_are_refused(checkpoint, tmp_path, change, name):
     """``...`` takes the key away. alpha_pattern would scale some layers otherwise: loading without it would be
     wrong."""
@@ -614,7 +614,7 @@ def test_a_config_whose_values_make_no_model_is_one_sentence(sql_model, tmp_path
 def test_an_index_that_is_no_table_and_an_adapter_without_a_rank(sql_model, tmp_path):
     folder = shutil.copytree(sql_model, tmp_path / "folder")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
-    with pytest.raises(ValueError, match="index.json: weight_map must map tensor names to file names$"):
+    with pytest.raises(ValueError, match=r"index.json: expected a JSON object with weight_map .object., got"):
         load_model(folder, dtype=torch.float32, device="cpu")
     (folder / "adapter_config.json").write_text(json.dumps(
         {"peft_type": "LORA", "r": "x", "lora_alpha": 2, "target_modules": ["q_proj"]}))

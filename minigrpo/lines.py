@@ -1,8 +1,8 @@
 """JSON and JSON Lines from anywhere, read strictly: what is not as expected is one sentence. Knows no meaning of any key.
 
 What is expected of a value is written as it looks: a type or a union of types, ``[kind]`` for a list of any length,
-``{key: kind}`` for an object that has these keys, and maybe others, ``{...: kind}`` for one of any keys, ``object`` for
-anything.
+``{key: kind}`` for an object that has these keys, and maybe others, ``{...: kind}`` for one of any keys, ``(kind, kind)`` for
+either, ``object`` for anything.
 """
 
 import json
@@ -40,18 +40,27 @@ def read_lines(file: Path, keys: Mapping[str, object], *, number: Number = measu
     with file.open("rb") as handle:
         for count, line in enumerate(iter(lambda: handle.readline(LONGEST + 1), b""), start=1):
             if line.strip() and (line.endswith(b"\n") or not torn):
-                yield count, _parse(line, keys, f"{file}:{count}", number)
+                _check_size(line, place := f"{file}:{count}")
+                yield count, parse_object(line, keys, place, number=number)
 
 
 def read_object(file: Path, keys: Mapping[str, object]) -> Json:
-    """The object in a JSON file; anything else than one with these ``keys`` is a ``ValueError``, as above."""
+    """The object in a JSON file; anything else than one with these ``keys``, or no file, is a ``ValueError``, as above."""
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
     with file.open("rb") as handle:
-        return _parse(handle.read(LONGEST + 1), keys, str(file), measured)
+        text = handle.read(LONGEST + 1)
+    _check_size(text, str(file))
+    return parse_object(text, keys, str(file))
 
 
-def _parse(line: bytes, keys: Mapping[str, object], place: str, number: Number) -> Json:
-    if len(line) > LONGEST or sum(map(line.count, (b",", b"[", b"{"))) > MOST:
+def _check_size(text: bytes, place: str) -> None:
+    if len(text) > LONGEST or sum(map(text.count, (b",", b"[", b"{"))) > MOST:
         raise ValueError(f"{place}: expected at most {LONGEST:,} bytes and {MOST:,} values, got more")
+
+
+def parse_object(line: bytes, keys: Mapping[str, object], place: str, *, number: Number = measured) -> Json:
+    """The object in a text that is in memory already, however long; anything else than one with these ``keys``, as above."""
     odd, got = keys, ""
     try:
         record = _loads(line.rstrip(b"\r\n").decode(), number)
@@ -80,6 +89,8 @@ def fits(value: object, kind: object) -> bool:
 
     >>> fits({"n": 3, "odd": []}, {"n": int}), fits({"n": True}, {"n": int}), fits([1, None], [int | None])
     (True, False, True)
+    >>> [fits(value, ({"n": int}, type(None))) for value in (None, {"n": 1}, {})]
+    [True, True, False]
     """
     if isinstance(kind, Mapping):
         if not isinstance(value, dict):
@@ -88,6 +99,8 @@ def fits(value: object, kind: object) -> bool:
                    for key, of in kind.items())
     if isinstance(kind, list):
         return isinstance(value, list) and all(fits(part, kind[0]) for part in value)
+    if isinstance(kind, tuple):
+        return any(fits(value, one) for one in kind)
     return kind is object or type(value) in (get_args(kind) or (kind,))
 
 
@@ -95,6 +108,8 @@ def spell(keys: Mapping[str, object]) -> str:
     """
     >>> spell({"split": str, "sql": str | None, "terms": {}, "rows": [int], "answer": object})
     'split (text), sql (text or null), terms (object), rows (list) and answer'
+    >>> spell({"best": ({"step": int}, type(None))})
+    'best (object or null)'
     """
     parts = [("all else" if key is ... else key) + _kind(kind) for key, kind in keys.items()]
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
@@ -103,6 +118,8 @@ def spell(keys: Mapping[str, object]) -> str:
 def _kind(kind: object) -> str:
     if isinstance(kind, (Mapping, list)):
         return " (object)" if isinstance(kind, Mapping) else " (list)"
+    if isinstance(kind, tuple):
+        return f" ({' or '.join(_kind(one)[2:-1] for one in kind)})"
     return "" if kind is object else f" ({' or '.join(_NAMES[one] for one in get_args(kind) or (kind,))})"
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigrpo.task import lines
-from minigrpo.task.lines import exact, read_lines, read_object
+from minigrpo import lines
+from minigrpo.lines import exact, parse_object, read_lines, read_object
 
 KEYS = {"n": int, "text": str | None}
 GOOD = b'{"n": 1, "text": "x"}'
@@ -117,6 +117,42 @@ def test_what_is_read_can_be_shown_from_deeper_in_the_stack(tmp_path_factory, de
         return show(calls - 1) if calls else json.dumps(found) + repr(found)
 
     assert show(20).count("[") == 2 * depth
+
+
+def test_a_file_of_one_object_has_a_longest_and_a_most_too(tmp_path, monkeypatch):
+    """{"n": 1, "text": "x"} has 21 bytes and, by its braces and commas, two values."""
+    file = file_of(tmp_path, GOOD)
+    for name, limit in (("LONGEST", 20), ("MOST", 1)):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="file.jsonl: expected at most .* got more$"):
+            patch.setattr(lines, name, limit)
+            read_object(file, KEYS)
+    monkeypatch.setattr(lines, "LONGEST", 21)
+    monkeypatch.setattr(lines, "MOST", 2)
+    assert read_object(file, KEYS) == {"n": 1, "text": "x"}
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
+    for place in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(place))} is missing$"):
+            read_object(place, {})
+
+
+def test_a_text_in_memory_may_be_of_any_length(monkeypatch):
+    """A run's own samples may be longer than what is read from a stranger."""
+    monkeypatch.setattr(lines, "LONGEST", 20)
+    assert parse_object(GOOD, KEYS, "here") == {"n": 1, "text": "x"}
+    with pytest.raises(ValueError, match="^here: expected a JSON object with n"):
+        parse_object(b"[1]", KEYS, "here")
+
+
+@pytest.mark.parametrize("value, fine", [(None, True), ({"n": 1}, True), ({"n": "1"}, False), ({}, False), (3, False)])
+def test_a_value_may_be_of_one_kind_or_another(tmp_path, value, fine):
+    file, keys = file_of(tmp_path, json.dumps({"best": value}).encode()), {"best": ({"n": int}, type(None))}
+    if fine:
+        assert read_object(file, keys) == {"best": value}
+    else:
+        with pytest.raises(ValueError, match="expected a JSON object with best .object or null., got "):
+            read_object(file, keys)
 
 
 def test_a_file_of_one_object(tmp_path):
