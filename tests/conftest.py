@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 from dataclasses import replace
@@ -35,6 +36,8 @@ CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "nu
 # ------------------------------------------------------------------------------------------------------------ parity
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = {}
+    # A shell's background ignores Ctrl-C, and so would all that we start; the tests speak of a terminal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
