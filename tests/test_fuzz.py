@@ -62,7 +62,7 @@ def hang(folder):
 
 
 def gather(folder):
-    return [0] * 2**22 and None                         # 32 MB
+    return [0] * 2**25 and None                         # 256 MB: more than any process has lying about to use again
 
 
 def ramble(folder):

@@ -99,6 +99,7 @@ def test_an_untied_head_is_counted(usual):
     assert plan(tie_word_embeddings=False).parameters == TIED + 1000 * 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["codegemma-7b", "qwen2.5-coder-1.5b", "qwen3-0.6b", "smollm2-135m", "sqlcoder-7b-2"])
 def test_parameters_of_published_models_equal_those_of_transformers(name):
     """Biases of Qwen2, head norms of Qwen3, Gemma's wide heads and tied head: whatever a family has."""

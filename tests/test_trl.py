@@ -194,6 +194,7 @@ class Recorder(transformers.TrainerCallback):
                                             if parameter.requires_grad}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type, updates, K, beta, temperature, max_grad_norm", [
     ("grpo", 1, 2, 0.0, 1.0, 0.05), ("grpo", 2, 4, 0.3, 0.7, 1e9), ("dapo", 1, 4, 0.3, 1.0, 1e9),
     ("dapo", 2, 2, 0.0, 1.0, 0.05), ("dr_grpo", 1, 2, 0.3, 0.7, 1e9), ("dr_grpo", 2, 4, 0.0, 1.0, 1e9)])

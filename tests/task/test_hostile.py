@@ -112,7 +112,13 @@ def harmless(database: Database, family: Family, statuses: list[str] | None) -> 
 
 
 # --------------------------------------------------------------------------------------------------------- all layers at once
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def patient(family: Family) -> bool:
+    """Whether it takes its time: queries that only their limit ends."""
+    return any("timeout" in family.expected(engine) for engine in ("mariadb", "sqlite"))
+
+
+@pytest.mark.parametrize("family", [pytest.param(family, id=str(family), marks=[pytest.mark.slow] if patient(family) else [])
+                                    for family in FAMILIES])
 def test_it_gets_its_status_in_time_and_leaves_nothing(database: Database, engine: str, family: Family) -> None:
     if not family.expected(engine):
         pytest.skip(f"it is no SQL of {engine}")
