@@ -17,11 +17,11 @@ def test_an_eighth_has_the_most_that_was_held_in_it():
     assert [part["files"] for part in eighths(looks, 16)] == [9, 4, 7]
 
 
-def test_a_file_more_or_twenty_megabytes_are_growth_and_a_few_megabytes_are_not():
+def test_five_files_more_or_twenty_megabytes_are_growth_and_one_or_a_few_megabytes_are_not():
     def run(**last: int) -> dict[str, int]:
         return grown([FLAT, FLAT, FLAT, FLAT | last])
     assert run() == {} and run(**{"our MB": 20}) == {}
-    assert run(files=11) == {"files": 1} and run(**{"server MB": 30}) == {"server MB": 20}
+    assert run(files=11) == {} and run(files=15) == {"files": 5} and run(**{"server MB": 30}) == {"server MB": 20}
 
 
 @pytest.mark.slow
