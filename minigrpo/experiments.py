@@ -68,17 +68,17 @@ def untaught_kinds(cfg: config.Config) -> Keys:
     """The start has never seen the kinds either, and is shown all gold SQL of the others if there is no more."""
     known, apart = load_split(cfg.task, cfg.task.split, cfg.warmup.source), kinds_apart(cfg)
     left = sum(question.gold_sql is not None and question.kind not in apart for question in known)
-    return _held_out(cfg), *((f"warmup.examples={min(left, cfg.warmup.examples)}",) if cfg.warmup.source else ())
+    return _held_out(apart), *((f"warmup.examples={min(left, cfg.warmup.examples)}",) if cfg.warmup.source else ())
 
 
 def with_and_without(cfg: config.Config) -> Mapping[str, Keys]:
     asked = [*cfg.evaluation.report, *([] if cfg.task.kind == "jsonl" else [RENAMED])]
     report = f"evaluation.report={json.dumps(list(dict.fromkeys(asked)))}"
-    return {"GRPO on the other kinds": (_held_out(cfg), report), "GRPO on all kinds": (report,)}
+    return {"GRPO on the other kinds": (_held_out(kinds_apart(cfg)), report), "GRPO on all kinds": (report,)}
 
 
-def _held_out(cfg: config.Config) -> str:
-    return f"task.hold_out={json.dumps(kinds_apart(cfg))}"
+def _held_out(kinds: Sequence[str]) -> str:
+    return f"task.hold_out={json.dumps(kinds)}"
 
 
 def ways_to_spend(cfg: config.Config) -> Mapping[str, Keys | Callable[[Records], Keys]]:

@@ -9,6 +9,7 @@ from typing import IO, Iterator
 
 WRITING, OLD = ".writing", ".old.writing"       # behind the name of what is written aside, of what is set aside for it
 
+
 def write_whole(file: Path, content: bytes) -> None:
     """Write aside, flush to disk, then take the name and place of ``file``: the old content is there or the new, no part."""
     aside = file.with_name(file.name + WRITING)

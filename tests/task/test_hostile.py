@@ -43,13 +43,15 @@ def database(engine: str) -> Iterator[Database]:
         yield opened
 
 
-@pytest.fixture
-def mariadb() -> Iterator[MariaDB]:
+def server() -> Iterator[MariaDB]:
     if shutil.which("mariadbd") is None and "CI" not in os.environ:
         pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
     with open_engine("mariadb", 1) as opened:
         assert opened.run(HONEST, "games").rows == HONEST_ROWS
         yield opened
+
+
+mariadb = pytest.fixture(server)
 
 
 # ---------------------------------------------------------------------------------------------------- what there is to harm
@@ -188,13 +190,7 @@ def test_without_the_look_at_the_text_it_does_no_harm_either(mariadb_unguarded: 
     harmless(mariadb_unguarded, family, None)
 
 
-@pytest.fixture(scope="module")
-def unguarded_server() -> Iterator[MariaDB]:
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
-    with open_engine("mariadb", 1) as opened:
-        assert opened.run(HONEST, "games").rows == HONEST_ROWS
-        yield opened
+unguarded_server = pytest.fixture(scope="module")(server)
 
 
 @pytest.fixture
