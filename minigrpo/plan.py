@@ -238,4 +238,4 @@ def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Arc
     scoring = max(2 * (body * trees + head * written) / rates.flops, calls / 4)
     return {"generate": 2 * body * trunk / rates.flops + C * token,
             "reference": scoring * (1 if updates == 1 else 2),                      # the old policy is scored too
-            "update": updates * max((4 * body * trees + 6 * head * written) / rates.flops, calls)}
+            "update": updates * max(4 * (body * trees + head * written) / rates.flops, calls)}

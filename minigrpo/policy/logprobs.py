@@ -1,13 +1,14 @@
 """Log-probs of finished completions under the model, in float32. Knows no loss.
 
-Trunk and branches go through the model in one pass. The output head sees completion positions only, a chunk at a time, and
-each chunk is recomputed in the backward pass: logits of all positions ([B, C, V]) never exist.
+Trunk and branches go through the model in one pass. The output head sees completion positions only, a chunk at a time, and of
+a chunk's logits nothing is kept for the backward pass: those of all positions ([B, C, V]) never exist.
 """
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from minigrpo.policy.linear import linear
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, scoring_tree
 from minigrpo.shapes import check, check_boolean
@@ -37,19 +38,47 @@ def logprobs_at(places: Places, model: CausalLM, prompts: Prompts, ids_QKC: Tens
     tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
     hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)
     hidden_TD, ids_T = hidden_QSD[places[0], tree.predictor_QKC[places]], ids_QKC[places]
-    return torch.cat([checkpoint(token_logprobs, model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature,
-                                 use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([token_logprobs(model, hidden_TD[i:i + chunk], ids_T[i:i + chunk], temperature)
                       for i in range(0, max(1, len(ids_T)), chunk)])         # no live token at all: one empty chunk
 
 
 def token_logprobs(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
     """logp_T = log softmax(logits / temperature)[id], in float32 (float64 for a float64 model)."""
     check(hidden_TD=hidden_TD, ids_T=ids_T)
-    logits_TV = widened(model.logits(hidden_TD), temperature)
-    return logits_TV.gather(1, ids_T[:, None])[:, 0] - logits_TV.logsumexp(dim=-1)
+    if any(parameter.requires_grad for parameter in model.head.parameters()):
+        return checkpoint(_plainly, model, hidden_TD, ids_T, temperature, use_reentrant=False, preserve_rng_state=False)
+    return FrozenHead.apply(hidden_TD, ids_T, model.head.weight, temperature)
 
 
-def widened(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Logits in float32 (float64 for a float64 model), divided by ``temperature``."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits if temperature == 1.0 else logits / temperature       # it would be a pass over the widest tensor there is
+def _plainly(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
+    return log_softmax(model.logits(hidden_TD), temperature).gather(1, ids_T[:, None])[:, 0]
+
+
+class FrozenHead(torch.autograd.Function):
+    """``token_logprobs`` where the head's weights do not learn. A log-prob depends on its own hidden state alone, and how is
+    known as soon as it is: ∂ logp / ∂ hidden = (onehot(id) − softmax(logits / temperature)) W / temperature. So these T × D
+    numbers are all that the backward pass needs, and no logits are kept or computed again for it."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_TD: Tensor, ids_T: Tensor, weight_VD: Tensor,
+                temperature: float) -> Tensor:
+        logp_TV = log_softmax(linear(hidden_TD, weight_VD), temperature)
+        logp_T = logp_TV.gather(1, ids_T[:, None])[:, 0]
+        if ctx.needs_input_grad[0]:
+            p_TV = logp_TV.exp_()
+            p_TV.scatter_add_(1, ids_T[:, None], p_TV.new_full((len(ids_T), 1), -1.0))
+            ctx.save_for_backward(linear(p_TV.to(hidden_TD.dtype), weight_VD.T) / -temperature)
+        return logp_T
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+        slope_TD, = ctx.saved_tensors
+        return (grad_T[:, None] * slope_TD).to(slope_TD.dtype), None, None, None
+
+
+def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) in float32 (float64 for a float64 model)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    if temperature != 1.0:                      # it would be a pass over the widest tensor there is
+        logits = logits.to(wide) / temperature
+    return logits.log_softmax(dim=-1, dtype=wide)

@@ -61,7 +61,12 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] → logits [..., V], in the weights' dtype."""
-        return linear(hidden, self.model.embed_tokens.weight) if self.architecture.tied else self.lm_head(hidden)
+        return linear(hidden, self.head.weight) if self.architecture.tied else self.head(hidden)
+
+    @property
+    def head(self) -> nn.Module:
+        """Where the output's weights are."""
+        return self.model.embed_tokens if self.architecture.tied else self.lm_head
 
     def fuse(self) -> None:
         """Let torch.compile make few kernels, forward and backward, of all that a layer does between its matrix products. Up

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo.policy.graph import Replay
-from minigrpo.policy.logprobs import widened
+from minigrpo.policy.logprobs import log_softmax
 from minigrpo.policy.lora import active_tensors, adapters_held
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.stopping import Stopping
@@ -217,10 +217,10 @@ class Beams:
         self.live.score_QK[:, 0] = 0.0              # one root: until it has branched, the other beams are impossible
         self.open_Q1.fill_(True)
         self.state_QK.zero_()
-        self._select(widened(self.tree.prefill()).log_softmax(dim=-1).expand(-1, self.tree.branches, -1))
+        self._select(log_softmax(self.tree.prefill()).expand(-1, self.tree.branches, -1))
 
     def step(self) -> None:
-        self._select(widened(self.tree.grow(self.token_QK, self.parent_QK)).log_softmax(dim=-1))
+        self._select(log_softmax(self.tree.grow(self.token_QK, self.parent_QK)))
 
     def over(self) -> bool:
         return not self.open_Q1.any()
@@ -277,7 +277,7 @@ class Draws:
         return self.drawn
 
     def _select(self, logits_QKV: Tensor) -> None:
-        depth_1, logp_QKV = self.tree.depth_1, widened(logits_QKV, self.temperature or 1.0).log_softmax(dim=-1)
+        depth_1, logp_QKV = self.tree.depth_1, log_softmax(logits_QKV, self.temperature or 1.0)
         if self.temperature:
             uniform_QK = self.uniform_QKC.index_select(2, depth_1)[:, :, 0]
             self.token_QK.copy_(draw(_cut(logp_QKV, self.top_k, self.top_p), uniform_QK))

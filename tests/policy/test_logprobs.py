@@ -1,6 +1,7 @@
 """Log-probs of completions against a plain forward pass of transformers, their gradient against plain autograd."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,12 +49,10 @@ def test_equal_those_of_transformers(pair, parity, family, config, temperature):
 
 def test_one_token_by_hand():
     """Logits 2·(0, ln 2, ln 4) at temperature 2: probabilities 1/7, 2/7, 4/7."""
-    class Head(torch.nn.Module):
-        def logits(self, hidden):
-            return hidden
-
+    model = SimpleNamespace(head=torch.nn.Linear(3, 3, bias=False).requires_grad_(False))
+    model.head.weight.copy_(torch.eye(3))
     hidden_TD = 2 * torch.tensor([[1.0, 2.0, 4.0]]).log().expand(3, 3)
-    got = token_logprobs(Head(), hidden_TD, torch.tensor([0, 1, 2]), 2.0)
+    got = token_logprobs(model, hidden_TD, torch.tensor([0, 1, 2]), 2.0)
     torch.testing.assert_close(got.exp(), torch.tensor([1 / 7, 2 / 7, 4 / 7]))
 
 
@@ -143,6 +142,24 @@ def test_gradients_equal_plain_autograd(adapted, family, config):
     for name in expected:
         scale = float(expected[name].abs().max())
         assert scale > 0 and float((got[name] - expected[name]).abs().max()) <= 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_head_and_one_that_learns_agree(pair, tied):
+    """One has its slope worked out with the log-probs, the other is plain autograd behind a checkpoint: the same log-probs, the
+    same gradient of the hidden states, in float64, and the second has one of its weights."""
+    model = pair("llama", tie_word_embeddings=tied)[0].double()
+    draw = torch.Generator().manual_seed(3)
+    hidden_TD = torch.randn(7, model.architecture.width, generator=draw, dtype=torch.float64).requires_grad_()
+    ids_T, grad_T = torch.randint(0, 61, (7,), generator=draw), torch.randn(7, generator=draw, dtype=torch.float64)
+    found = []
+    for learns in (False, True):
+        model.head.weight.requires_grad_(learns)
+        logp_T = token_logprobs(model, hidden_TD, ids_T, 0.7)
+        wanted = [hidden_TD, model.head.weight][:1 + learns]
+        found.append((logp_T.detach(), *torch.autograd.grad(logp_T, wanted, grad_T)))
+    torch.testing.assert_close(found[0], found[1][:2], rtol=1e-12, atol=1e-14)
+    assert found[1][2].abs().max() > 0
 
 
 def test_masked_positions_give_no_gradient(adapted):
