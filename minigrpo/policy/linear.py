@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 ONEDNN = torch.backends.mkldnn.is_available()
 LARGE = 2**18                   # elements of a weight
+FEW_ROWS = 64                   # of x: a step of decoding
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -48,4 +49,9 @@ class OneDNN(torch.autograd.Function):
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """Of rows x [T, in]. Few of them are the columns of (W xᵀ)ᵀ: then x is what gets packed and W is read once, as it lies.
+    Measured there: a tenth faster for 8 rows, two fifths for 16."""
+    if len(x) > FEW_ROWS:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    y = torch.ops.mkldnn._linear_pointwise(weight, x, None, "none", [], "").T
+    return y if bias is None else y.add_(bias)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minigrpo.policy.linear import LARGE, Linear, linear
+from minigrpo.policy.linear import FEW_ROWS, LARGE, Linear, linear
 
 OUT, IN = 600, 500                                              # a weight that is large enough for oneDNN
 assert OUT * IN > LARGE
@@ -12,7 +12,7 @@ assert OUT * IN > LARGE
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (0,), (2, 0)], ids=str)
+@pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (0,), (2, 0), (FEW_ROWS,), (FEW_ROWS + 1,)], ids=str)
 def test_values_and_gradients_are_those_of_pytorch(rows, bias, dtype):
     x = torch.randn(*rows, IN, dtype=dtype, requires_grad=True)
     layer = Linear(IN, OUT, bias=bias, dtype=dtype)
