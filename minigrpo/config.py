@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence, get_args
 
+from minigrpo.lines import shown
+
 LONGEST, DOTS = 2**20, 100                      # bytes of a file, dots in a line of it
 PASSWORD_VARIABLE = "MINIGRPO_DB_PASSWORD"      # secrets come from the environment, never from a file
 
@@ -203,11 +205,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid TOML: {_shown(str(error))}") from None
+        raise ValueError(f"{path} is not valid TOML: {shown(str(error))}") from None
     values: dict[str, Any] = {}
     for name, section in table.items():
         if not isinstance(section, dict):
-            raise ValueError(f"{path}: {_shown(name)} stands outside any [section]")
+            raise ValueError(f"{path}: {shown(name)} stands outside any [section]")
         for dotted, value in _dotted(name, section, str(path)):
             values[dotted] = _checked(dotted, value, str(path))
     for override in overrides:
@@ -244,11 +246,6 @@ def _moderate(text: bytes) -> bytes:
     return text
 
 
-def _shown(text: str) -> str:
-    """A text from a file: short, and on one line."""
-    return repr(text)[1:-1][:120]
-
-
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -259,7 +256,7 @@ def _parse_value(text: str) -> Any:
 def _dotted(name: str, section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
     """A TOML table as ("section.key", value); a table is a section only where there is one of that name."""
     if not section and name not in SECTIONS:
-        raise ValueError(f"{source}: there is no section [{_shown(name)}]; the sections are {', '.join(SECTIONS)}")
+        raise ValueError(f"{source}: there is no section [{shown(name)}]; the sections are {', '.join(SECTIONS)}")
     for key_name, value in section.items():
         dotted = f"{name}.{key_name}"
         if dotted in SECTIONS and isinstance(value, dict):
@@ -283,7 +280,7 @@ def _checked(dotted: str, value: Any, source: str) -> Any:
     """``value`` as the key's type, in its range; an integer is a float where a float is wanted."""
     if dotted not in KEYS:
         nearest = difflib.get_close_matches(dotted[:120], KEYS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{source}: there is no key {_shown(dotted)}; the nearest is {nearest}")
+        raise ValueError(f"{source}: there is no key {shown(dotted)}; the nearest is {nearest}")
     spec, where = KEYS[dotted], f"{source}: {dotted}"
     low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
     if spec.type is float and type(value) is int and abs(value) < 1e300:

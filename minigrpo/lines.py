@@ -126,3 +126,8 @@ def _kind(kind: object) -> str:
 def _integer(text: str) -> int:
     measured(text)
     return int(text)
+
+
+def shown(text: str) -> str:
+    """A text from a file for an error to speak of: short, and on one line."""
+    return repr(text)[1:-1][:120]

@@ -12,6 +12,7 @@ from typing import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from minigrpo.lines import shown
 from minigrpo.policy.linear import linear
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -115,7 +116,8 @@ class Stack:
                 y, _ = adapted_op(rows, self.weight, self.bias, A, Bs, self.starts, self.scalings)
             else:
                 y = Adapted.apply(rows, self.weight, self.bias, self.starts, self.scalings, A, *Bs)
-        return [out.view(*x.shape[:-1], -1) for out in y.split([*self.widths, y.shape[1] - len(self.B)], dim=1)[:-1]]
+        parts = y.split_with_sizes([*self.widths, y.shape[1] - sum(self.widths)], dim=1)
+        return [part.view(*x.shape[:-1], -1) for part in parts[:-1]]
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """A and B of each adapter as they are in use; B is zero where one is not."""
@@ -237,7 +239,7 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
                 setattr(parent, name, LoRALinear(child, rank, scaling, generator))
                 found |= named
     if missing := [name for name in targets if name not in found]:
-        raise ValueError(f"lora.targets: the model has no linear layer named {repr(', '.join(missing))[1:-1]:.120}")
+        raise ValueError(f"lora.targets: the model has no linear layer named {shown(', '.join(missing))}")
     for module in model.modules():
         for names in getattr(module, "of_one_input", ()):
             layers = tuple(getattr(module, name) for name in names)

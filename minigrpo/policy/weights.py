@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigrpo.lines import read_object
+from minigrpo.lines import read_object, shown
 from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.hub import WORDS, find_model, weight_files
 from minigrpo.policy.lora import adapter_parameters, adapters, base_parameters
@@ -70,7 +70,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None, device: torch.dev
         if name in spare or name.endswith("rotary_emb.inv_freq"):
             continue
         if name in state:
-            raise ValueError(f"{folder}: tensor {_shown(name)} is there twice")
+            raise ValueError(f"{folder}: tensor {shown(name)} is there twice")
         if name in expected and tuple(tensor.shape) != expected[name]:
             raise ValueError(f"{folder}: tensor {name} has shape {list(tensor.shape)!r:.80}, config.json says "
                              f"{list(expected[name])}")
@@ -96,7 +96,7 @@ def _read_safetensors(file: Path, kinds: tuple[str, ...] = FLOATS) -> Iterator[t
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():
                 if (kind := tensors.get_slice(name).get_dtype()) not in kinds:
-                    raise ValueError(f"{file}: tensor {_shown(name)} is of {kind}; only {', '.join(kinds)} are read")
+                    raise ValueError(f"{file}: tensor {shown(name)} is of {kind}; only {', '.join(kinds)} are read")
                 yield name, tensors.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {str(error)[:120]!r}") from None
@@ -118,16 +118,11 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     return dict(_read_safetensors(file, FLOATS + OTHERS))
 
 
-def _shown(name: str) -> str:
-    """A name from a file: short, and on one line."""
-    return repr(name)[1:-1][:80]
-
-
 def _same_names(what: str, expected: Mapping[str, object], got: Mapping[str, object]) -> None:
     for problem, odd in (("lack", expected.keys() - got.keys()), ("have no place for", got.keys() - expected.keys())):
         if names := sorted(odd):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{what} {problem} {', '.join(map(_shown, names[:3]))}{more}")
+            raise ValueError(f"{what} {problem} {', '.join(map(shown, names[:3]))}{more}")
 
 
 # ---------------------------------------------------------------------------------------------------- whole models, out
@@ -244,7 +239,7 @@ def load_adapter(model: CausalLM, folder: Path, *, base: str | Path) -> None:
     if digest is not None and digest != _base_digest(model):
         named = read_object(folder / "adapter_config.json", {}).get("base_model_name_or_path")
         raise ValueError(f"{folder}: the adapter was trained on other weights than those of {base}; by its own word, on those "
-                         f"of {_shown(str(named))}")
+                         f"of {shown(str(named))}")
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
 
