@@ -23,6 +23,7 @@ from minigrpo.policy.model import CausalLM
 from minigrpo.policy.weights import save_tensors
 from minigrpo.task.mariadb import open_private
 
+from .mariadb_server import skip_without_mariadb
 from .parity import ROWS, Parity, table
 
 ROOT = Path(__file__).parent.parent
@@ -178,8 +179,7 @@ def shop(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def shop_server() -> Iterator[dict[str, str]]:
     """A MariaDB server with the same database, and the login of an account that may read it."""
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+    skip_without_mariadb()
     with open_private({"other": ()}) as server:
         reader = server._readers["other"]
         with replace(reader, user="root", password="").connect() as connection, connection.cursor() as cursor:

@@ -1,13 +1,20 @@
-"""A private MariaDB for tests, what is in it, and accounts on it as somebody else would make them."""
+"""Whether a MariaDB is there, a private one for tests, what is in it, and accounts on it as somebody else would make them."""
 
+import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Iterator
 
 import pymysql
+import pytest
 
 from minigrpo.task.database import Column, Table
 from minigrpo.task.mariadb import MariaDB
+
+WHY = "no mariadbd on the PATH: apt-get install mariadb-server"
+ABSENT = shutil.which("mariadbd") is None and "CI" not in os.environ            # there it is installed, or something is wrong
+needs_mariadb = pytest.mark.skipif(ABSENT, reason=WHY)
 
 # Two athletes, three medals. "Team " keeps its trailing space; Ødegård's second medal has no year.
 ATHLETE = Table("Athlete", (Column("athlete_id", "INT"), Column("name", "TEXT")), ((1, "Zoë Ødegård"), (2, "Ann O'Neil")))
@@ -19,6 +26,12 @@ NUMBERS = "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHER
 CROSS_JOIN = NUMBERS.format(900) + "SELECT COUNT(*) FROM n a, n b, n c, n d"
 PASSWORD = "sésame-'§\\"
 READ_GAMES = "SELECT ON games.* TO helper@localhost"
+
+
+def skip_without_mariadb() -> None:
+    """For fixtures, which take no mark."""
+    if ABSENT:
+        pytest.skip(WHY)
 
 
 def rows(database: MariaDB, sql: str) -> tuple[tuple[object, ...], ...]:

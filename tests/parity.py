@@ -4,7 +4,7 @@
 """
 
 from importlib.metadata import version
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import pytest
 

@@ -1,7 +1,6 @@
 """assemble.py: each config section becomes the part it describes, or one sentence says why not."""
 
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -21,8 +20,8 @@ from minigrpo.task.mariadb import MariaDB
 from minigrpo.task.sqlite import SQLite
 from minigrpo.task.temptabqa import load_questions
 
-needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
-                                   reason="no mariadbd on the PATH: apt-get install mariadb-server")
+from .mariadb_server import needs_mariadb
+
 
 
 @pytest.fixture

@@ -9,13 +9,8 @@ from minigrpo.batch import make_batch, pack
 from minigrpo.config import GRPO
 from minigrpo.metrics import Clock
 from minigrpo.policy.lora import add_lora
-from minigrpo.policy.search import Completion
 from minigrpo.policy.weights import load_model
-from minigrpo.rollout import Group, Rollout
 from minigrpo.runtime import generator
-from minigrpo.task.database import Execution
-from minigrpo.task.questions import Question
-from minigrpo.task.reward import Reward
 
 from .test_update import SPREAD, make_groups
 

@@ -7,7 +7,6 @@ model: test_quickstart.py runs it.
 
 import json
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -29,13 +28,13 @@ from minigrpo.policy.weights import save_tensors
 from minigrpo.run import checkpoints
 from minigrpo.start import load_start
 
+from .mariadb_server import needs_mariadb
+
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests/data/temptabqa_mini"
 PUBLISHED = ROOT / "tests/data/configs"
 FILES = sorted((ROOT / "configs").glob("*.toml"))
 MARKERS = ["<bos>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
-needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
-                                   reason="no mariadbd on the PATH: apt-get install mariadb-server")
 
 
 class Case(NamedTuple):

@@ -14,13 +14,14 @@ import pytest
 from minigrpo.config import load_config
 from minigrpo.run import checkpoints
 
+from .mariadb_server import needs_mariadb
+
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests/data/temptabqa_mini"
 GOLD = MINI / "gold_sql.jsonl"
 FIELDS = ["split", "index", "kind", "question", "gold", "sql", "status", "answer", "ems", "rems", "strict", "invented",
           "blind", "constant"]
-ENGINES = ["sqlite", pytest.param("mariadb", marks=pytest.mark.skipif(
-    shutil.which("mariadbd") is None and "CI" not in os.environ, reason="no mariadbd on the PATH"))]
+ENGINES = ["sqlite", pytest.param("mariadb", marks=needs_mariadb)]
 
 
 @pytest.fixture
@@ -376,7 +377,7 @@ ORACLE = {"original": (98.4, 98.4), "counterfactual": (96.6, 96.6), "small": (98
 
 @pytest.mark.slow
 @pytest.mark.skipif(BENCHMARK is None, reason="the benchmark with gold SQL is not here (set MINIGRPO_TEMPTABQA)")
-@pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ, reason="no mariadbd on the PATH")
+@needs_mariadb
 def test_the_oracle_figures_of_the_benchmark(evaluate, out):
     evaluate("--predictions", BENCHMARK / "gold_sql.jsonl", "--set", f"task.path={BENCHMARK}", "--set", "database.engine=mariadb",
              "--set", "database.time_limit=2")

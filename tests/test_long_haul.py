@@ -1,11 +1,10 @@
 """long_haul.py: what it would call grown, and a short run that it watches."""
 
-import os
-import shutil
 
 import pytest
 
 from .long_haul import MAY_GROW, Look, eighths, grown, sizes, watch
+from .mariadb_server import needs_mariadb
 from .test_quickstart import SHORT
 
 FLAT = dict.fromkeys(MAY_GROW, 10)
@@ -25,7 +24,7 @@ def test_five_files_more_or_twenty_megabytes_are_growth_and_one_or_a_few_megabyt
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ, reason="no mariadbd on the PATH")
+@needs_mariadb
 def test_nothing_grows_in_some_hundred_steps(tmp_path):
     """Files: a record a step of some 2 kB; two checkpoints and the best."""
     steps = 160

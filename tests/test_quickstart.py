@@ -29,14 +29,14 @@ from minigrpo.run import checkpoints
 from minigrpo.task.answer import render_answer
 from minigrpo.task.database import run_all
 
+from .mariadb_server import needs_mariadb
+
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "configs/quickstart.toml"
 MINI = ROOT / "tests/data/temptabqa_mini"
 SHORT = ("warmup.stop_at=0", "warmup.examples=96", "warmup.epochs=3", "model.new.width=32", "model.new.mlp_width=64",
          "run.steps=2", "run.save_every=4", "run.evaluate_every=2", "run.sample_every=0", "run.threads=1", "grpo.questions=2",
          "evaluation.questions=12", 'evaluation.report=["dev"]', "generation.max_new_tokens=24")      # 9 steps of warm-up
-needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
-                                   reason="no mariadbd on the PATH: apt-get install mariadb-server")
 
 
 @pytest.fixture(scope="module")

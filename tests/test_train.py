@@ -25,6 +25,7 @@ from minigrpo.policy.weights import load_model, load_tensors, save_tensors
 from minigrpo.run import checkpoints
 from minigrpo.task.database import Database
 
+from .mariadb_server import needs_mariadb
 from .processes import command_lines
 
 ROOT = Path(__file__).parent.parent
@@ -32,8 +33,6 @@ MINI = ROOT / "tests/data/temptabqa_mini"
 PROMISED = ["reward", "reward_std", "kl", "clip_ratio", "grad_norm", "frac_reward_zero_std", "completions/mean_length",
             "completions/clipped_ratio", "strict", "ems", "error_rate", "logp_gap_mean", "logp_gap_max", "seconds/generate",
             "seconds/execute", "seconds/reward", "seconds/reference", "seconds/update"]
-needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
-                                   reason="no mariadbd on the PATH: apt-get install mariadb-server")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """update.py: one step on a real small policy, against what the formulas say must hold."""
 
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,8 @@ from minigrpo.task.reward import Reward, make_reward
 from minigrpo.task.sqlite import open_sqlite
 from minigrpo.task.temptabqa import load_databases, load_questions
 from minigrpo.update import load_optimizer, make_optimizer, optimizer_tensors, supervised_update, update
+
+from .mariadb_server import needs_mariadb
 
 GRPO_1 = GRPO(questions=3, learning_rate=1e-2, kl_coef=0.04)
 LENGTH = 8
@@ -473,8 +473,7 @@ def test_from_answers_alone_it_learns_which_query_is_right(sql_model):
 
 # ------------------------------------------------------------------------------------------------------ the real model
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
-                    reason="no mariadbd on the PATH: apt-get install mariadb-server")
+@needs_mariadb
 def test_two_steps_of_smollm2_on_mariadb(smollm2):
     """The real model, the real server: exact zeros at the start, every B moved by the first step, not a bit of the base.
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import string
 import subprocess
 import sys
@@ -20,13 +19,13 @@ from minigrpo.task.questions import Question
 from minigrpo.task.sqlite import open_sqlite
 from minigrpo.task.temptabqa import Infobox, build_tables
 
+from ..mariadb_server import needs_mariadb
+
 ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "dev", "heldout", "counterfactual")
 LEVELS = Counter(kind.name.partition("/")[0] for kind in KINDS)
 KIND = {kind.name: kind for kind in KINDS}
 
-needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
-                                   reason="no mariadbd on the PATH: apt-get install mariadb-server")
 EACH_ENGINE = pytest.mark.parametrize("engine", ["on_sqlite", pytest.param("on_mariadb", marks=needs_mariadb)])
 
 Results = dict[tuple[str, str], Execution]

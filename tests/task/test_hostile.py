@@ -4,7 +4,6 @@ layers one by one."""
 import gc
 import json
 import os
-import shutil
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ from minigrpo.task.mariadb_text import QUOTED, text_objection
 from minigrpo.task.sqlite import SQLite
 
 from ..hostile import FAMILIES, FILE, HONEST, HONEST_ROWS, TIME_LIMIT, Family, cases, held, open_engine, run_cases, run_one
+from ..mariadb_server import skip_without_mariadb
 from ..processes import eventually
 
 BUSY = 2.0              # seconds that a busy machine may add: a hang would show
@@ -31,8 +31,8 @@ GOLD = [Path(os.environ.get("MINIGRPO_TEMPTABQA", ROOT / "data/TEMPTABQA-C")), R
 
 @pytest.fixture(scope="module", params=["mariadb", "sqlite"])
 def engine(request) -> str:
-    if request.param == "mariadb" and shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+    if request.param == "mariadb":
+        skip_without_mariadb()
     return request.param
 
 
@@ -44,8 +44,7 @@ def database(engine: str) -> Iterator[Database]:
 
 
 def server() -> Iterator[MariaDB]:
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+    skip_without_mariadb()
     with open_engine("mariadb", 1) as opened:
         assert opened.run(HONEST, "games").rows == HONEST_ROWS
         yield opened

@@ -1,7 +1,5 @@
 """What is read off a catalogue, on both engines: tables as they were declared, names that run, samples that are values."""
 
-import os
-import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +12,8 @@ from minigrpo.task.database import Column, DatabaseError, Tables
 from minigrpo.task.introspect import MARIADB, SAMPLE_ROWS, SQLITE, read_tables
 from minigrpo.task.mariadb import open_private
 from minigrpo.task.prompt import schema_text
+
+from ..mariadb_server import skip_without_mariadb
 
 Read = Callable[..., Tables]
 
@@ -29,8 +29,7 @@ def sqlite_reader() -> Read:
 
 @pytest.fixture(scope="module")
 def mariadb_cursor() -> Iterator[pymysql.cursors.Cursor]:
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+    skip_without_mariadb()
     with open_private({"other": ()}) as server:
         root = replace(server._readers["other"], user="root", password="")
         with root.connect() as connection, connection.cursor() as cursor:

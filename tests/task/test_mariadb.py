@@ -1,7 +1,6 @@
 """A real MariaDB, private and given: right rows, every status, nothing written, nothing left behind."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +20,12 @@ from minigrpo.task.database import STATUSES, DatabaseError, Execution, run_all
 from minigrpo.task.mariadb import MariaDB, _end_query, open_existing, open_private
 from minigrpo.task.mariadb_text import text_objection
 
-from ..mariadb_server import CROSS_JOIN, DATABASES, NUMBERS, PASSWORD, READ_GAMES, administrator, reader_of, rows
+from ..mariadb_server import (CROSS_JOIN, DATABASES, NUMBERS, PASSWORD, READ_GAMES, administrator, needs_mariadb, reader_of,
+                              rows)
 from ..processes import command_lines, eventually
 
 
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> None:
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+pytestmark = needs_mariadb
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """mariadb_setup.py: tables loaded and dropped, what is there found, by accounts with more and fewer rights; and each failure
 one sentence. The queries: test_mariadb.py."""
 
-import os
-import shutil
 from dataclasses import replace
 from typing import Iterator
 
@@ -13,14 +11,11 @@ from minigrpo.task.database import Column, DatabaseError, Table
 from minigrpo.task.mariadb import MariaDB, open_existing, open_private, open_server
 from minigrpo.task.mariadb_setup import BROKEN, STATUS, status_of
 
-from ..mariadb_server import (ATHLETE, CROSS_JOIN, DATABASES, MEDAL, PASSWORD, READ_GAMES, account, administrator, reader_of,
-                              rows)
+from ..mariadb_server import (ATHLETE, CROSS_JOIN, DATABASES, MEDAL, PASSWORD, READ_GAMES, account, administrator,
+                              needs_mariadb, reader_of, rows)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> None:
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+pytestmark = needs_mariadb
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,9 @@ import pytest
 from minigrpo.task.database import DatabaseError
 from minigrpo.task.mariadbd import LOCK, SECONDS_TO_LOCK, _parent, _sweep, start_server
 
+from ..mariadb_server import needs_mariadb
 from ..processes import command_lines, eventually
 
-needs_mariadb = pytest.mark.skipif(shutil.which("mariadbd") is None and "CI" not in os.environ,
-                                   reason="no mariadbd on the PATH: apt-get install mariadb-server")
 
 
 def answers(path: str) -> bool:

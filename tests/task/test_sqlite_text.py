@@ -1,7 +1,5 @@
 """What is seen in the text, against the engines: SQLite's words for a name, and what MariaDB refuses."""
 
-import os
-import shutil
 from typing import Iterator
 
 import pytest
@@ -10,6 +8,7 @@ from minigrpo.task.mariadb import MariaDB, open_private
 from minigrpo.task.sqlite import open_sqlite
 from minigrpo.task.sqlite_text import MAX_EXPANSIONS, expansions, named_twice, sources, text_objection
 
+from ..mariadb_server import skip_without_mariadb
 from .test_sqlite import OWNER, PET, doubling
 
 NOT_UNIQUE = 1066           # MariaDB's number
@@ -49,8 +48,7 @@ TWO_NAMES = [
 
 @pytest.fixture(scope="module")
 def mariadb() -> Iterator[MariaDB]:
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("no mariadbd on the PATH: apt-get install mariadb-server")
+    skip_without_mariadb()
     with open_private({"pets": (OWNER, PET)}) as opened:
         yield opened
 
