@@ -61,6 +61,10 @@ CASES = [
 # The file that a case runs may be taken out of configs/; one that is put in without a case is found by the first test.
 HERE = [case for case in CASES if (ROOT / f"configs/{case.name}.toml") in FILES]
 every_case = pytest.mark.parametrize("case", HERE, ids=lambda case: "-".join(filter(None, [case.model, case.template])))
+# What takes seconds a model is quick for one of each family.
+each_family = pytest.mark.parametrize("case", [
+    pytest.param(case, marks=[pytest.mark.slow] if case.family in {earlier.family for earlier in HERE[:i]} else [],
+                 id="-".join(filter(None, [case.model, case.template]))) for i, case in enumerate(HERE)])
 
 
 # ------------------------------------------------------------------------------------------------------- the files themselves
@@ -249,7 +253,7 @@ def records(file: Path) -> list[dict]:
 
 
 @needs_mariadb
-@every_case
+@each_family
 def test_two_steps_are_trained_and_every_number_is_finite(case, trained):
     """One update per rollout: the ratio is 1. The first step's policy is the start policy: its KL is 0. By the reward of the
     paper the statement that runs is worth 1 or more and the other −100, so that some group of each step has something to
@@ -263,7 +267,7 @@ def test_two_steps_are_trained_and_every_number_is_finite(case, trained):
 
 
 @needs_mariadb
-@every_case
+@each_family
 def test_the_report_has_the_splits_that_the_config_asks_for(case, trained):
     cfg = load_config(ROOT / f"configs/{case.name}.toml")
     if not cfg.evaluation.report:
@@ -277,7 +281,7 @@ def test_the_report_has_the_splits_that_the_config_asks_for(case, trained):
 
 
 @needs_mariadb
-@every_case
+@each_family
 def test_a_completion_ends_with_the_turns_end_or_with_a_stop_string(case, trained):
     """The statement that runs was taught with the template's turn end, or where there are no turns the model's own, behind it:
     it is the completion's last id, and is no text. The other ends by ";"."""
@@ -291,7 +295,7 @@ def test_a_completion_ends_with_the_turns_end_or_with_a_stop_string(case, traine
 
 
 @needs_mariadb
-@every_case
+@each_family
 def test_the_adapter_in_peft_on_the_same_base_gives_the_same_logits(case, trained):
     """On a real prompt, and as exactly as float32 is, in units of the largest logit. That the adapter does something is seen
     by the same comparison without it."""
@@ -312,7 +316,7 @@ def test_the_adapter_in_peft_on_the_same_base_gives_the_same_logits(case, traine
 
 
 @needs_mariadb
-@every_case
+@each_family
 def test_the_checkpoint_is_evaluated_on_dev(case, cli, eval_recipe, trained, tmp_path):
     file = ROOT / f"configs/{case.name}.toml"
     adapter = ["--adapter", checkpoints(trained.out)[-1]]
@@ -329,7 +333,7 @@ def unfolded(text: str) -> str:
 
 
 @needs_mariadb
-@every_case
+@each_family
 def test_a_dry_run_names_family_size_and_longest_prompt(case, cli, train_recipe, small_model, tmp_path):
     """The longest as transformers' tokenizer counts it, a token in front included where the published tokenizer has one."""
     small, out = small_model(case), tmp_path / "run"

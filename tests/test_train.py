@@ -318,6 +318,7 @@ def given_server() -> Iterator[Callable[[], tuple[str, int]]]:
         owner.communicate()
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_a_database_that_dies_ends_the_run_with_a_sentence_and_loses_nothing(
         train_recipe, run, whole, cli, monkeypatch, tmp_path, given_server):
@@ -474,6 +475,7 @@ def test_ctrl_c_in_a_terminal_of_80_columns(small_toml, tmp_path):
     assert checkpoints(out)[-1].name == f"step-{recorded(out):06d}"
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_killed_without_warning_it_resumes_from_the_last_checkpoint(small_toml, run, whole, tmp_path):
     """SIGKILL: no handler runs. The records may be ahead of the checkpoint; the server and its files go all the same."""
