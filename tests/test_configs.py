@@ -46,6 +46,9 @@ class Case(NamedTuple):
     bos: bool = False               # whether the published tokenizer puts a token in front of every text
     template: str = ""
 
+    def label(self) -> str:
+        return "-".join(filter(None, [self.model, self.template]))
+
 
 CASES = [
     Case("codegemma7b", "codegemma-7b", "gemma", bos=True),
@@ -60,11 +63,11 @@ CASES = [
 ]
 # The file that a case runs may be taken out of configs/; one that is put in without a case is found by the first test.
 HERE = [case for case in CASES if (ROOT / f"configs/{case.name}.toml") in FILES]
-every_case = pytest.mark.parametrize("case", HERE, ids=lambda case: "-".join(filter(None, [case.model, case.template])))
+every_case = pytest.mark.parametrize("case", HERE, ids=Case.label)
 # What takes seconds a model is quick for one of each family.
 each_family = pytest.mark.parametrize("case", [
-    pytest.param(case, marks=[pytest.mark.slow] if case.family in {earlier.family for earlier in HERE[:i]} else [],
-                 id="-".join(filter(None, [case.model, case.template]))) for i, case in enumerate(HERE)])
+    pytest.param(case, marks=[pytest.mark.slow] if case.family in {earlier.family for earlier in HERE[:i]} else [])
+    for i, case in enumerate(HERE)], ids=Case.label)
 
 
 # ------------------------------------------------------------------------------------------------------- the files themselves

@@ -1,6 +1,5 @@
 """long_haul.py: what it would call grown, and a short run that it watches."""
 
-
 import pytest
 
 from .long_haul import MAY_GROW, Look, eighths, grown, sizes, watch

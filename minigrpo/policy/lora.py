@@ -186,9 +186,24 @@ class Adapted(torch.autograd.Function):
         return grad_x, None, None, None, None, grad_A, *grad_Bs
 
 
-held_op = torch.library.custom_op("minigrpo::held_product", held_product, mutates_args=())
-adapted_op = torch.library.custom_op("minigrpo::adapted_forward", adapted_forward, mutates_args=())
-backward_op = torch.library.custom_op("minigrpo::adapted_backward", adapted_backward, mutates_args=())
+# The compiler goes by strides: an operator's results lie row by row, as ``new_empty`` does, however a product has left them.
+@torch.library.custom_op("minigrpo::held_product", mutates_args=())
+def held_op(x: Tensor, whole: Tensor, bias: Tensor | None, B: Tensor) -> Tensor:
+    return held_product(x, whole, bias, B).contiguous()
+
+
+@torch.library.custom_op("minigrpo::adapted_forward", mutates_args=())
+def adapted_op(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, Bs: list[Tensor], starts: list[int],
+               scalings: list[float]) -> tuple[Tensor, Tensor]:
+    y, low = adapted_forward(x, weight, bias, A, Bs, starts, scalings)
+    return y.contiguous(), low
+
+
+@torch.library.custom_op("minigrpo::adapted_backward", mutates_args=())
+def backward_op(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, A: Tensor, Bs: list[Tensor], starts: list[int],
+                scalings: list[float]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    grad_x, grad_A, grad_Bs = adapted_backward(grad, x, low, weight, A, Bs, starts, scalings)
+    return grad_x.contiguous(), grad_A, grad_Bs
 
 
 @held_op.register_fake

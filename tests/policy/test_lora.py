@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from minigrpo.policy.lora import (
-    LoRALinear, Stack, TARGETS, adapter_parameters, adapters, adapters_held, add_lora, base_parameters, freeze_reference, merged_copy,
-    project, reference)
+    LoRALinear, Stack, TARGETS, adapted_op, adapter_parameters, adapters, adapters_held, add_lora, backward_op, base_parameters,
+    freeze_reference, held_op, merged_copy, project, reference)
 from minigrpo.policy.weights import load_model
 
 
@@ -479,3 +479,17 @@ def test_weights_laid_together_within_a_search_can_be_trained_through_afterwards
         logits(model)
     logits(model).sum().backward()
     assert all(parameter.grad is not None for parameter in adapter_parameters(model).values())
+
+
+# ------------------------------------------------------------------------------------------------------- for torch.compile
+@pytest.mark.parametrize("rows", [3, 100])
+def test_what_the_compiler_is_told_of_an_operator_is_so(rows):
+    """Shapes and strides, for few rows and many, with a weight that is large enough for oneDNN."""
+    draw = generator()
+    x, weight = torch.randn(rows, 600, generator=draw), torch.randn(508, 600, generator=draw)
+    A, Bs = torch.randn(8, 600, generator=draw), [torch.randn(250, 4, generator=draw), torch.randn(258, 4, generator=draw)]
+    held = x, torch.cat([weight, A]), None, torch.randn(508, 8, generator=draw)
+    adapted = x, weight, None, A, Bs, [0, 250], [0.5, 2.0]
+    y, low = adapted_op(*adapted)
+    for op, inputs in ((held_op, held), (adapted_op, adapted), (backward_op, (y, x, low, weight, *adapted[3:]))):
+        torch.library.opcheck(op, inputs, test_utils="test_faketensor")

@@ -24,7 +24,6 @@ from ..mariadb_server import (CROSS_JOIN, DATABASES, NUMBERS, PASSWORD, READ_GAM
                               rows)
 from ..processes import command_lines, eventually
 
-
 pytestmark = needs_mariadb
 
 

@@ -14,7 +14,6 @@ from minigrpo.task.mariadb_setup import BROKEN, STATUS, status_of
 from ..mariadb_server import (ATHLETE, CROSS_JOIN, DATABASES, MEDAL, PASSWORD, READ_GAMES, account, administrator,
                               needs_mariadb, reader_of, rows)
 
-
 pytestmark = needs_mariadb
 
 
