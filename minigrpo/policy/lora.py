@@ -274,6 +274,11 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             for half in ("lora_A", "lora_B")}
 
 
+def stacks(model: nn.Module) -> set[Stack]:
+    """Where the adapted layers' weights lie, laid together now if they were not."""
+    return {layer.stack for layer in adapters(model).values()}
+
+
 def active_tensors(model: nn.Module) -> list[Tensor]:
     """The adapters' weights that a pass would read now: theirs, the start policy's, or none."""
     return [tensor for layer in adapters(model).values() for tensor in layer.active or ()]
@@ -315,13 +320,13 @@ def _using(pairs: Mapping[LoRALinear, tuple[Tensor, Tensor] | None]) -> Iterator
 def adapters_held(model: nn.Module) -> Iterator[None]:
     """Within the block adapters do not change: they are copied to where products read them once, now, and not in each of many
     small passes."""
-    stacks = {layer.stack for layer in adapters(model).values()}
-    for stack in stacks:
+    held = stacks(model)
+    for stack in held:
         stack.hold()
     try:
         yield
     finally:
-        for stack in stacks:
+        for stack in held:
             stack.held = False
 
 

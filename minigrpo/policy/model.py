@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minigrpo.policy.architecture import Architecture, RopeScaling
 from minigrpo.policy.linear import Linear, linear
-from minigrpo.policy.lora import project
+from minigrpo.policy.lora import project, stacks
 from minigrpo.policy.tree import KVCache, LayerCache, TreeVisibility, within_window
 from minigrpo.shapes import check
 
@@ -113,6 +113,8 @@ class Decoder(nn.Module):
             x_QTD = x_QTD * torch.tensor(self.architecture.embedding_scale, dtype=x_QTD.dtype)
         rotary = rotary_angles(self.architecture, positions_QT, x_QTD.dtype)
         bias = attention_biases(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
+        if self.compute is not Layer.forward:
+            stacks(self)                                    # the compiler could not move their weights
         for index, layer in enumerate(self.layers):
             if checkpointing and torch.is_grad_enabled():
                 x_QTD = checkpoint(self.compute, layer, x_QTD, rotary, bias, None, True, use_reentrant=False,
