@@ -208,13 +208,13 @@ def backward_op(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, A: Tensor,
 
 @held_op.register_fake
 def _(x: Tensor, whole: Tensor, bias: Tensor | None, B: Tensor) -> Tensor:
-    return x.new_empty(len(x), len(whole))
+    return x.new_empty(x.shape[0], whole.shape[0])
 
 
 @adapted_op.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, Bs: list[Tensor], starts: list[int],
       scalings: list[float]) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), len(A))
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], A.shape[0])
 
 
 @backward_op.register_fake

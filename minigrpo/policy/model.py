@@ -173,9 +173,10 @@ def attend(query_QNTH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: Bias)
 
 def attend_tree(query_QNSH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: TreeBias) -> Tensor:
     """The trunk among itself; each branch as a sequence of its own, behind the trunk's keys and values."""
-    (Q, N, S, _), M, K = query_QNSH.shape, key_QMSH.shape[1], bias.branches
+    (Q, N, _, _), M, K = query_QNSH.shape, key_QMSH.shape[1], bias.branches
     C = bias.branch.shape[2] // (N // M)
-    sizes = [S - K * C, K * C]
+    P = bias.branch.shape[3] - C                            # not S − K · C, over which torch.compile stumbles where K varies
+    sizes = [P, K * C]
     (query_QNPH, query_QNXH), (key_QMPH, key_QMXH), (value_QMPH, value_QMXH) = (
         x.split(sizes, dim=2) for x in (query_QNSH, key_QMSH, value_QMSH))
 
@@ -183,7 +184,7 @@ def attend_tree(query_QNSH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: 
         return x_QMXH.unflatten(2, (K, C)).transpose(1, 2)
 
     def behind(trunk_QMPH: Tensor, x_QMXH: Tensor) -> Tensor:
-        trunk_QKMPH = trunk_QMPH[:, None].expand(Q, K, M, sizes[0], -1)
+        trunk_QKMPH = trunk_QMPH[:, None].expand(Q, K, M, P, -1)
         return torch.cat([trunk_QKMPH, own(x_QMXH)], dim=3).flatten(0, 1)
 
     out_QNPH = attend(query_QNPH, key_QMPH, value_QMPH, bias.trunk)

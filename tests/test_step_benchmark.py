@@ -1,0 +1,34 @@
+"""The benchmark of a step runs, alone and beside its peers, and says what it promises. How fast anything is, no test asks."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STEP = Path(__file__).parent / "benchmarks" / "step.py"
+OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)", "SQL", "reference",
+        "update", "step"]
+THEIRS = {"transformers": OURS[:5], "peft": ["reference", "update"], "trl": ["step"]}
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch, who", [
+    ("--peers", {"minigrpo": OURS} | THEIRS), ("--checkpointing", {"minigrpo": OURS}),
+    pytest.param("--fuse", {"minigrpo": OURS}, marks=COMPILER)])
+def test_each_phase_has_its_row_for_all_who_take_part(tmp_path, switch, who):
+    """4 questions, 2 candidates of 32 tokens each: nobody may have written fewer than 256 tokens, or stopped early."""
+    ended = subprocess.run([sys.executable, STEP, "--device", "cpu", "--model", "tiny", switch, "--json", tmp_path / "step.json"],
+                           capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads((tmp_path / "step.json").read_text())["rows"]
+    found = {}
+    for row in rows:
+        found.setdefault(row["who"], []).append(row["phase"])
+        assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert row["phase"] != "step" or (row["tokens"] == 4 * 2 * 32 and row["peak_bytes"] > 0)
+        assert f"{row['phase']:26} {row['who']} " in ended.stdout
+    assert found == who
