@@ -76,7 +76,8 @@ class Model:
                      choices=("auto", "float32", "bfloat16"))
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
     fuse: bool = key(False, "torch.compile makes few kernels of all that lies between a layer's matrix products: a sixth to a "
-                            "third faster on CUDA, which needs a C compiler for it; up to a minute at the start")
+                            "third faster on CUDA, which needs a C compiler for it; some minutes of compiling in the first "
+                            "steps")
     checkpointing: bool = key(False, "keep one activation a layer and compute the rest again in the backward pass: less "
                                      "memory, slower; buffers of the generation are freed before the update")
     adapter: str = key("", "an adapter in peft's layout to start from: the reference policy; its own rank, alpha "

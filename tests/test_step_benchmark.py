@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 STEP = Path(__file__).parent / "benchmarks" / "step.py"
-OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)", "SQL", "reference",
-        "update", "step"]
+OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)", "SQL",
+        "reference", "update", "step"]
 THEIRS = {"transformers": OURS[:5], "peft": ["reference", "update"], "trl": ["step"]}
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
 
@@ -21,8 +21,8 @@ COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile
     pytest.param("--fuse", {"minigrpo": OURS}, marks=COMPILER)])
 def test_each_phase_has_its_row_for_all_who_take_part(tmp_path, switch, who):
     """4 questions, 2 candidates of 32 tokens each: nobody may have written fewer than 256 tokens, or stopped early."""
-    ended = subprocess.run([sys.executable, STEP, "--device", "cpu", "--model", "tiny", switch, "--json", tmp_path / "step.json"],
-                           capture_output=True, text=True)
+    command = [sys.executable, STEP, "--device", "cpu", "--model", "tiny", switch, "--json", tmp_path / "step.json"]
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
     found = {}

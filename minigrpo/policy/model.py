@@ -69,9 +69,9 @@ class CausalLM(nn.Module):
         return self.model.embed_tokens if self.architecture.tied else self.lm_head
 
     def fuse(self) -> None:
-        """Let torch.compile make few kernels, forward and backward, of all that a layer does between its matrix products. Up
-        to a minute in all, when each use begins; CUDA needs a C compiler for it."""
-        torch._dynamo.config.recompile_limit = 64       # prefill, decoding, scoring, and each once more as its shapes vary
+        """Let torch.compile make few kernels, forward and backward, of all that a layer does between its matrix products. Each
+        use is compiled for its first shapes and once more for any; CUDA needs a C compiler for it."""
+        torch._dynamo.config.recompile_limit = 64       # prefill, decoding, scoring, updates: each for some kinds of shapes
         # What costs little is made again in the backward pass, though it be the operand of a product, as in ``MLP``.
         torch._functorch.config.ban_recompute_materialized_backward = False
         self.model.compute = torch.compile(Layer.forward)

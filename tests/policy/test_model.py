@@ -544,9 +544,10 @@ def test_the_product_of_gate_and_up_is_kept_by_nobody(pair, checkpointing):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
 def test_fused_operations_compute_the_same(trained):
-    """In float32 a fused chain differs by roundings; generation, scoring and gradients go through it, and any may come first."""
+    """In float32 a fused chain differs by roundings; generation, scoring and gradients go through it, any of them first."""
     model, work = trained
-    compiled, settings = copy.deepcopy(model), dict(completions=2, max_new_tokens=5, stopping=compile_stopping([b""] * 61, [2], []))
+    settings = dict(completions=2, max_new_tokens=5, stopping=compile_stopping([b""] * 61, [2], []))
+    compiled = copy.deepcopy(model)
     plain, found = gradients(model, *work), beam_search(model, PROMPTS, **settings)
     compiled.fuse()
     fused = gradients(compiled, *work)
@@ -568,7 +569,8 @@ def test_a_fused_model_is_not_compiled_for_every_size_of_a_batch(pair):
     model, graphs = copy.deepcopy(plain), []
     model.fuse()
     torch._dynamo.utils.counters.clear()
-    for Q, P, K, C in [(40, 9, 1, 4), (43, 7, 1, 6), (24, 8, 3, 5), (23, 12, 3, 9), (25, 11, 3, 7), (22, 5, 3, 12), (26, 14, 3, 6)]:
+    sizes = [(40, 9, 1, 4), (43, 7, 1, 6), (24, 8, 3, 5), (23, 12, 3, 9), (25, 11, 3, 7), (22, 5, 3, 12), (26, 14, 3, 6)]
+    for Q, P, K, C in sizes:
         ids_QKC, prompts = random_ids(Q, K, C, seed=Q), pad_prompts(random_ids(Q, P, seed=P).tolist())
         work = prompts, ids_QKC, torch.ones_like(ids_QKC, dtype=torch.bool)
         found, expected = gradients(model, *work), gradients(plain, *work)
