@@ -187,6 +187,7 @@ class Adapted(torch.autograd.Function):
 
 
 # The compiler goes by strides: an operator's results lie row by row, as ``new_empty`` does, however a product has left them.
+# And by sizes that may stand for any: ``len`` would make a number of one, and each batch would be compiled anew.
 @torch.library.custom_op("minigrpo::held_product", mutates_args=())
 def held_op(x: Tensor, whole: Tensor, bias: Tensor | None, B: Tensor) -> Tensor:
     return held_product(x, whole, bias, B).contiguous()
