@@ -1,24 +1,24 @@
 """The benchmark of a step runs, alone and beside its peers, and says what it promises. How fast anything is, no test asks."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from .compiler import needs_compiler
+
 STEP = Path(__file__).parent / "benchmarks" / "step.py"
 OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)", "SQL",
         "reference", "update", "step"]
 THEIRS = {"transformers": OURS[:5], "peft": ["reference", "update"], "trl": ["step"]}
-COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("switch, who", [
     ("--peers", {"minigrpo": OURS} | THEIRS), ("--checkpointing", {"minigrpo": OURS}),
-    pytest.param("--fuse", {"minigrpo": OURS}, marks=COMPILER)])
+    pytest.param("--fuse", {"minigrpo": OURS}, marks=needs_compiler)])
 def test_each_phase_has_its_row_for_all_who_take_part(tmp_path, switch, who):
     """4 questions, 2 candidates of 32 tokens each: nobody may have written fewer than 256 tokens, or stopped early."""
     command = [sys.executable, STEP, "--device", "cpu", "--model", "tiny", switch, "--json", tmp_path / "step.json"]

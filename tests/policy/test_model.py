@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 
 import pytest
 import torch
@@ -18,6 +17,8 @@ from minigrpo.policy.search import GrowingTree, beam_search
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import KVCache, pad_prompts, scoring_tree, trunk_visibility, within_window
 from minigrpo.policy.weights import load_model
+
+from ..compiler import needs_compiler
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32)
@@ -542,7 +543,7 @@ def test_the_product_of_gate_and_up_is_kept_by_nobody(pair, checkpointing):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+@needs_compiler
 def test_fused_operations_compute_the_same(trained):
     """In float32 a fused chain differs by roundings; generation, scoring and gradients go through it, any of them first."""
     model, work = trained
@@ -558,7 +559,7 @@ def test_fused_operations_compute_the_same(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
+@needs_compiler
 def test_a_fused_model_is_not_compiled_for_every_size_of_a_batch(pair):
     """In a run each batch has other numbers of questions, of tokens in prompts and of tokens in completions, and a warm-up has
     one completion a prompt, not K. Two sizes show what varies; for further ones nothing may be compiled."""
