@@ -13,25 +13,36 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Iterable, Iterator
 
 # Ctrl-C while torch is imported is no error; main() sees to the rest. In a script's background it is ignored, and stays so.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
-from minigrpo.ask import pose, show_candidates, write_candidates
-from minigrpo.assemble import exit_status, load_split, load_tests, open_judge, split_is_there
+from minigrpo.common.console import say, table
+from minigrpo.common.device import generator, use_threads
+from minigrpo.common.errors import UserError
+from minigrpo.common.files import write_whole
+from minigrpo.common.process import exit_status
 from minigrpo.config import Config, load_config, require
-from minigrpo.evaluate import (Row, add_ceilings, add_intervals, blind_guesses, evaluate_policy, evaluate_predictions,
-                               in_order, read_predictions, summarise)
-from minigrpo.files import write_whole
-from minigrpo.metrics import say, table
+from minigrpo.evaluation.ask import pose, show_candidates, write_candidates
+from minigrpo.evaluation.compare import NOTES, compare, kind_table, markdown, read_rows, show_comparison, split_tables
+from minigrpo.evaluation.evaluate import (
+    Row,
+    add_ceilings,
+    add_intervals,
+    blind_guesses,
+    evaluate_policy,
+    evaluate_predictions,
+    in_order,
+    read_predictions,
+    summarise,
+)
 from minigrpo.rollout import Judge
-from minigrpo.runtime import generator, use_threads
-from minigrpo.start import check_prompts_fit, load_start, merge_start
-from minigrpo.tables import NOTES, compare, kind_table, markdown, read_rows, show_comparison, split_tables
-from minigrpo.task.questions import Question
+from minigrpo.task.sql.question import Question
+from minigrpo.training.assemble import load_split, load_tests, open_judge, split_is_there
+from minigrpo.training.starting_model import check_prompts_fit, load_start, merge_start
 
 Splits = dict[str, list[Question]]
 
@@ -70,9 +81,9 @@ def evaluate_file(splits: Splits, sqls: dict[tuple[str, int], str | None], judge
 def check_predictions(splits: Splits, sqls: dict[tuple[str, int], str | None]) -> None:
     for split, index in sqls:
         if split in splits and not 0 <= index < len(splits[split]):
-            raise ValueError(f"--predictions: there is no question {split}/{index}; {split} has {len(splits[split])}")
+            raise UserError(f"--predictions: there is no question {split}/{index}; {split} has {len(splits[split])}")
     if not any(split in splits for split, _ in sqls):
-        raise ValueError(f"--predictions: the file has no row of {', '.join(splits)}")
+        raise UserError(f"--predictions: the file has no row of {', '.join(splits)}")
 
 
 def write(out: Path, rows: Iterable[Row], splits: Splits, guesses: dict[str, str] | None, judge: Judge, by_kind: bool) -> None:
@@ -114,7 +125,7 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)              # better now than when all is computed
     except OSError as error:
-        raise ValueError(f"--out: {out} cannot be written to: {error.strerror}") from None
+        raise UserError(f"--out: {out} cannot be written to: {error.strerror}") from None
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -11,20 +11,21 @@ from functools import partial
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
-from minigrpo.assemble import exit_status, load_data, open_judge
 from minigrpo.batch import make_batch
+from minigrpo.common.clock import Clock, average
+from minigrpo.common.device import generator, settle, use_threads
+from minigrpo.common.process import exit_status
 from minigrpo.config import Config, load_config, require
-from minigrpo.dry_run import dry_run
-from minigrpo.evaluate import evaluate_policy, report_splits, show_report, summarise
-from minigrpo.experiments import run_experiment
-from minigrpo.metrics import Clock, average
+from minigrpo.evaluation.evaluate import evaluate_policy, report_splits, show_report, summarise
+from minigrpo.experiments.sweep import run_experiment
+from minigrpo.planning.dry_run import dry_run
 from minigrpo.policy.lora import reference
-from minigrpo.report import report_run
+from minigrpo.reports.report import report_run
 from minigrpo.rollout import collect
-from minigrpo.run import Run, check_folder, open_folder
-from minigrpo.runtime import generator, settle, use_threads
-from minigrpo.start import adapter_facts, base_path, check_prompts_fit, check_start, load_start, make_start
-from minigrpo.task.questions import QuestionStream, shuffle_answers
+from minigrpo.task.stream import QuestionStream, shuffle_answers
+from minigrpo.training.assemble import load_data, open_judge
+from minigrpo.training.run import Run, check_folder, open_folder
+from minigrpo.training.starting_model import adapter_facts, base_path, check_prompts_fit, check_start, load_start, make_start
 from minigrpo.update import make_optimizer, update
 
 

@@ -1,22 +1,22 @@
 """Groups → tensors: the one crossing. Knows rewards as numbers and completions as ids."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 from torch import Tensor
 
 from minigrpo import config
+from minigrpo.common.clock import Clock
+from minigrpo.common.device import memory_explained
+from minigrpo.common.shapes import check, check_boolean
 from minigrpo.grpo import group_advantages
-from minigrpo.metrics import Clock
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, pad_completions, pad_prompts
 from minigrpo.rollout import Group
-from minigrpo.runtime import memory_explained
-from minigrpo.shapes import check, check_boolean
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ import json
 import math
 import operator
 import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence, get_args
+from typing import Any, get_args
 
-from minigrpo.lines import shown
+from minigrpo.common.errors import UserError
+from minigrpo.common.messages import shown
 
 LONGEST, DOTS = 2**20, 100                      # bytes of a file, dots in a line of it
 PASSWORD_VARIABLE = "MINIGRPO_DB_PASSWORD"      # secrets come from the environment, never from a file
@@ -122,7 +124,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Reward:
-    preset: str = key("paper", "a row of minigrpo.task.reward.PRESETS, or module.function of your own")
+    preset: str = key("paper", "a row of PRESETS in minigrpo/task/sql/reward.py, or module.function of your own")
     gold_sql: str = key("", "for the preset structural, where no warm-up brings gold SQL: what warmup.source would name")
 
 
@@ -204,19 +206,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         with open(path, "rb") as file:
             table = tomllib.loads(_moderate(file.read(LONGEST + 1)).decode())
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid TOML: {shown(str(error))}") from None
+        raise UserError(f"{path} is not valid TOML: {shown(str(error))}") from None
     values: dict[str, Any] = {}
     for name, section in table.items():
         if not isinstance(section, dict):
-            raise ValueError(f"{path}: {shown(name)} stands outside any [section]")
+            raise UserError(f"{path}: {shown(name)} stands outside any [section]")
         for dotted, value in _dotted(name, section, str(path)):
             values[dotted] = _checked(dotted, value, str(path))
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals:
-            raise ValueError(f"--set {override}: expected section.key=value")
+            raise UserError(f"--set {override}: expected section.key=value")
         values[dotted.strip()] = _checked(dotted.strip(), _parse_value(text.strip()), "--set")
     return _build(Config, values)
 
@@ -225,7 +227,7 @@ def require(config: Config, *keys: str) -> None:
     """What a recipe cannot do without and has no default: an empty one is a ``ValueError``."""
     for dotted in keys:
         if not flatten(config)[dotted]:
-            raise ValueError(f"{dotted} is missing: {KEYS[dotted].metadata['doc']}")
+            raise UserError(f"{dotted} is missing: {KEYS[dotted].metadata['doc']}")
 
 
 def dump_config(config: Config) -> str:
@@ -243,7 +245,7 @@ def dump_config(config: Config) -> str:
 def _moderate(text: bytes) -> bytes:
     """No config is that long, and what has that many dots takes the parser the square of their number."""
     if len(text) > LONGEST or max(line.count(b".") for line in text.split(b"\n")) > DOTS:
-        raise ValueError(f"expected at most {LONGEST:,} bytes, and {DOTS} dots in a line")
+        raise UserError(f"expected at most {LONGEST:,} bytes, and {DOTS} dots in a line")
     return text
 
 
@@ -257,7 +259,7 @@ def _parse_value(text: str) -> Any:
 def _dotted(name: str, section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
     """A TOML table as ("section.key", value); a table is a section only where there is one of that name."""
     if not section and name not in SECTIONS:
-        raise ValueError(f"{source}: there is no section [{shown(name)}]; the sections are {', '.join(SECTIONS)}")
+        raise UserError(f"{source}: there is no section [{shown(name)}]; the sections are {', '.join(SECTIONS)}")
     for key_name, value in section.items():
         dotted = f"{name}.{key_name}"
         if dotted in SECTIONS and isinstance(value, dict):
@@ -281,24 +283,24 @@ def _checked(dotted: str, value: Any, source: str) -> Any:
     """``value`` as the key's type, in its range; an integer is a float where a float is wanted."""
     if dotted not in KEYS:
         nearest = difflib.get_close_matches(dotted[:120], KEYS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{source}: there is no key {shown(dotted)}; the nearest is {nearest}")
+        raise UserError(f"{source}: there is no key {shown(dotted)}; the nearest is {nearest}")
     spec, where = KEYS[dotted], f"{source}: {dotted}"
     low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
     if spec.type is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
     if get_args(spec.type):                                         # the only generic type here: a tuple of strings
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{where}: expected a list of strings, got {value!r:.80}")
+            raise UserError(f"{where}: expected a list of strings, got {value!r:.80}")
         return tuple(value)
     if type(value) is not spec.type or (spec.type is float and not math.isfinite(value)):
-        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r:.80}")
+        raise UserError(f"{where}: expected {_TYPE_NAMES[spec.type]}, got {value!r:.80}")
     if choices and value not in choices:
-        raise ValueError(f"{where}: expected one of {', '.join(choices)}, got {value!r:.80}")
+        raise UserError(f"{where}: expected one of {', '.join(choices)}, got {value!r:.80}")
     bounds = [(sign, bound, holds(value, bound)) for sign, bound, holds in
               (("≥", low, operator.ge), (">", above, operator.gt), ("≤", high, operator.le)) if bound is not None]
     if not all(holds for _, _, holds in bounds):
         expected = " and ".join(f"{sign} {bound}" for sign, bound, _ in bounds)
-        raise ValueError(f"{where}: expected {_TYPE_NAMES[spec.type]} {expected}, got {value!r:.80}")
+        raise UserError(f"{where}: expected {_TYPE_NAMES[spec.type]} {expected}, got {value!r:.80}")
     return value
 
 

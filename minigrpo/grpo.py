@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from minigrpo.shapes import check, check_boolean
+from minigrpo.common.shapes import check, check_boolean
 
 Aggregation = Literal["sequence", "token", "constant"]
 Estimator = Literal["k3", "k2", "k1"]

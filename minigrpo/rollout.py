@@ -4,21 +4,21 @@ Up to here everything is plain Python, so a group can be logged, compared, and w
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Callable, Sequence
 
 import torch
 
 from minigrpo import config
-from minigrpo.metrics import Clock, Metrics
+from minigrpo.common.clock import Clock, Metrics
+from minigrpo.common.device import memory_explained
+from minigrpo.policy.files.weights import Policy
 from minigrpo.policy.search import Completion, beam_search, sample
-from minigrpo.policy.weights import Policy
-from minigrpo.runtime import memory_explained
-from minigrpo.task.database import STATUSES, Database, Execution, run_all
-from minigrpo.task.prompt import extract_sql
-from minigrpo.task.questions import Question
-from minigrpo.task.reward import Reward
+from minigrpo.task.sql.engines.database import STATUSES, Database, Execution, run_all
+from minigrpo.task.sql.prompt import extract_sql
+from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.reward import Reward
 
 SCORES = ("strict", "ems", "rems")      # terms of a reward that are logged by their own name
 

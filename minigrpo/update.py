@@ -1,8 +1,8 @@
 """One optimiser step on one batch: forward, loss, backward, clip, step. Knows no text and no database."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from minigrpo import config
 from minigrpo.batch import Batch, Part, pack, scoring_explained
+from minigrpo.common.clock import Clock, Metrics
+from minigrpo.common.console import warn
 from minigrpo.grpo import grpo_loss, normaliser
-from minigrpo.metrics import Clock, Metrics, warn
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.model import CausalLM

@@ -6,18 +6,18 @@ with gold SQL in FOLDER.
 """
 
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Iterable, Mapping, Sequence
 
-from minigrpo.evaluate import blind_guesses
-from minigrpo.task import athletes, temptabqa
-from minigrpo.task.answer import render_answer, score_answer
-from minigrpo.task.database import Database, Execution, Tables, run_all
-from minigrpo.task.questions import Question
-from minigrpo.task.reward import PRESETS, make_reward, weigh
-from minigrpo.task.sqlite import open_sqlite
+from minigrpo.evaluation.evaluate import blind_guesses
+from minigrpo.task.sql.answer import render_answer, score_answer
+from minigrpo.task.sql.data import athletes, temptabqa
+from minigrpo.task.sql.engines.database import Database, Execution, Tables, run_all
+from minigrpo.task.sql.engines.sqlite import open_sqlite
+from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.reward import PRESETS, make_reward, weigh
 
 NUMBERS = ", ".join(map(str, range(101)))
 YEARS = ", ".join(map(str, range(1980, 2025)))

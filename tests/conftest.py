@@ -7,10 +7,11 @@ import shutil
 import signal
 import sqlite3
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,16 +20,13 @@ from tokenizers import Tokenizer as Rust
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from minigrpo.policy.architecture import read_architecture
+from minigrpo.policy.files.weights import save_tensors
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.weights import save_tensors
-from minigrpo.task.mariadb import open_private
+from minigrpo.task.sql.engines.mariadb import open_private
+from tests.mariadb_server import skip_without_mariadb
+from tests.parity import ROWS, Parity, table
+from tests.paths import MINI, ROOT, SHOP
 
-from .mariadb_server import skip_without_mariadb
-from .parity import ROWS, Parity, table
-
-ROOT = Path(__file__).parent.parent
-MINI = ROOT / "tests/data/temptabqa_mini"
-SHOP = ROOT / "tests/data/shop"
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 1024,
           "tie_word_embeddings": True, "eos_token_id": 0}

@@ -21,36 +21,36 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Callable, Iterator
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigrpo import report
+from minigrpo.common.errors import UserError
+from minigrpo.common.json_lines import JsonLines
 from minigrpo.config import dump_config, load_config
-from minigrpo.evaluate import read_predictions
-from minigrpo.metrics import JsonLines
-from minigrpo.policy.lora import add_lora, adapter_parameters
+from minigrpo.evaluation.compare import compare, read_rows, show_comparison
+from minigrpo.evaluation.evaluate import read_predictions
+from minigrpo.policy.files.weights import adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter
+from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.tokenizer import load_tokenizer
-from minigrpo.policy.weights import adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter
-from minigrpo.records import read_run
-from minigrpo.run import STATE
-from minigrpo.states import SUMS, newest_state, write_state
-from minigrpo.tables import compare, read_rows, show_comparison
-from minigrpo.task import jsonl, temptabqa
-from minigrpo.task.prompt import read_examples
+from minigrpo.reports import report
+from minigrpo.reports.run_reader import read_run
+from minigrpo.task.sql.data import jsonl, temptabqa
+from minigrpo.task.sql.prompt import read_examples
+from minigrpo.training.checkpoints import SUMS, newest_state, write_state
+from minigrpo.training.run import STATE
 from minigrpo.update import load_dropped
-
-from .run_folders import evaluation, line, rollout, sample, step, write_run
+from tests.paths import MINI
+from tests.run_folders import evaluation, line, rollout, sample, step, write_run
 
 ROOM, SECONDS = 512 << 20, 2.0                  # bytes and CPU seconds that a case may take; one that is large by intent, more
 HUGE_ROOM, HUGE_SECONDS, HANGS, DRAWN = 1 << 30, 10.0, 30.0, 10.0
 LONGEST = 400                                   # characters of a sentence, the folder's name left out
-MINI = Path(__file__).parent / "data" / "temptabqa_mini"
 TEXT = "SELECT name FROM t WHERE year = 2012 AND x = 'é漢\U0001f600';\n  \t"
 LORA = {"rank": 2, "alpha": 4.0, "targets": ("q_proj", "down_proj"), "rank_stabilised": False}
 
@@ -543,7 +543,7 @@ def run_case(name: str, bases: Path, folder: Path) -> tuple[str, str, float, int
             outcome, sentence = "failed", "read twice, it is not the same"
     except (ValueError, OSError) as error:
         seconds, sentence = time.process_time() - start, str(error).replace(str(folder), "")
-        ours = type(error) is ValueError or isinstance(error, OSError)      # a JSONDecodeError is a library's
+        ours = type(error) is UserError or isinstance(error, OSError)      # a JSONDecodeError is a library's
         outcome = "refused" if ours and "\n" not in sentence and 0 < len(sentence) <= LONGEST else "failed"
         if outcome == "failed":
             sentence = f"{traceback.format_exc(-1)[-300:]!r} {type(error).__name__}, {len(sentence)} long: {sentence[:300]!r}"

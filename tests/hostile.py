@@ -8,14 +8,14 @@ highest memory of the client and of the server. ``python -m tests.hostile ENGINE
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, Sequence
 
-from minigrpo.task.database import Column, Database, Execution, Table, run_all
-from minigrpo.task.mariadb import MariaDB, open_private
-from minigrpo.task.sqlite import open_sqlite
+from minigrpo.task.sql.engines.database import Column, Database, Execution, Table, run_all
+from minigrpo.task.sql.engines.mariadb import MariaDB, open_private
+from minigrpo.task.sql.engines.sqlite import open_sqlite
 
 TIME_LIMIT = 0.25
 # Three hundred medals: seven tables joined freely are 300^7 rows.

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
 
-from .processes import command_lines
+from tests.paths import ROOT
+from tests.processes import command_lines
 
-ROOT = Path(__file__).parent.parent
 EIGHTHS = 8
 # From one half of the run to the other: memory in MB (allocators keep what they once had), and counts: each of the four that
 # ask at once gets its thread and its connection when it is first needed.

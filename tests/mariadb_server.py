@@ -2,15 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Iterator
 
 import pymysql
 import pytest
 
-from minigrpo.task.database import Column, Table
-from minigrpo.task.mariadb import MariaDB
+from minigrpo.task.sql.engines.database import Column, Table
+from minigrpo.task.sql.engines.mariadb import MariaDB
 
 WHY = "no mariadbd on the PATH: apt-get install mariadb-server"
 ABSENT = shutil.which("mariadbd") is None and "CI" not in os.environ            # there it is installed, or something is wrong

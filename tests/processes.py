@@ -1,8 +1,8 @@
 """What runs on this machine, for tests that something is gone."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 
 def command_lines() -> dict[int, str]:

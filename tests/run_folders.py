@@ -1,8 +1,8 @@
 """Run folders written by hand, as run.py leaves them: small, and with exactly the figures that a test is about."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 STATUSES = ("no_sql", "refused", "syntax", "unknown_column", "unknown_table", "other", "timeout", "too_large")
 

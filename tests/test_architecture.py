@@ -1,83 +1,114 @@
-"""The walls of the house: who may import whom, and where a library or a device may be named. Read from the sources."""
+"""The walls of the house as a table of rooms: who may import whom, and where a library or a device may be named."""
 
 import ast
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 PACKAGE = sorted((ROOT / "minigrpo").rglob("*.py"))
 RECIPES = [ROOT / "train.py", ROOT / "eval.py"]
-LAYER_0 = {"shapes", "config", "runtime", "metrics", "files", "lines", "states"}
-# Layer 2, each after those it may import.
-LAYER_2 = ["rollout", "batch", "update", "intervals", "evaluate", "tables", "warmup", "start", "assemble", "run", "ask", "plan",
-           "dry_run", "records", "pictures", "comparison", "report", "experiments"]
+MODEL = {"policy", "policy/fast", "policy/files"}
+SQL = {"task/sql", "task/sql/data", "task/sql/engines"}
+STEP = {"config", "grpo", "rollout", "batch", "update"}
+
+# A room (a folder, or a file at the top) → the rooms that it may import besides itself. Who is not here may not be there.
+ROOMS: dict[str, set[str]] = {
+    "common": set(),
+    "config": {"common"},
+    # The mathematics, the model and the task do not know each other.
+    "grpo": {"common"},
+    "policy": {"common", "policy/fast", "policy/files"},
+    "policy/fast": {"common"},
+    "policy/files": {"common", "policy"},
+    "task": {"common", "config", "task/sql"},
+    "task/sql": {"common", "config", "task", "task/sql/data", "task/sql/engines"},
+    "task/sql/data": {"common", "task", "task/sql", "task/sql/engines"},
+    "task/sql/engines": {"common", "task", "task/sql"},
+    # One step.
+    "rollout": {"common", "config", "task"} | MODEL | SQL,
+    "batch": {"common", "config", "grpo", "rollout"} | MODEL,
+    "update": {"common", "config", "grpo", "batch"} | MODEL,
+    # What surrounds it.
+    "evaluation": {"common", "config", "rollout", "task"} | MODEL | SQL,
+    "training": {"common", "evaluation", "task"} | STEP | MODEL | SQL,
+    "reports": {"common", "config", "evaluation", "task"} | SQL | STEP,
+    "experiments": {"common", "config", "evaluation", "reports", "task", "training"} | SQL,
+    "planning": {"common", "task", "training"} | STEP | MODEL | SQL,
+}
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "huggingface_hub", "pymysql", "tqdm", "matplotlib"}
 
 
-def room(file: Path) -> str:
-    return file.relative_to(ROOT / "minigrpo").with_suffix("").as_posix()
+def name_of(file: Path) -> str:
+    """"grpo", "task/sql/answer", ...: a file without its ending, a folder's own file as the folder."""
+    return file.relative_to(ROOT / "minigrpo").with_suffix("").as_posix().removesuffix("/__init__")
+
+
+def room_of(name: str) -> str:
+    return name if "/" not in name else name.rpartition("/")[0]
 
 
 def imports(file: Path) -> set[str]:
-    """Dotted names a file imports, relative ones resolved: "torch", "minigrpo.task.answer", ..."""
-    package = file.relative_to(ROOT).parent.as_posix().replace("/", ".")
+    """Dotted names that a file imports: "torch", "minigrpo.task.sql.answer", ..."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
-            names = {f"{base}.{alias.name}" for alias in node.names}
-            # "from minigrpo.task import sqlite" names a module, "from minigrpo.config import Run" a thing in one.
-            found |= {name if (ROOT / (name.replace(".", "/") + ".py")).exists() else base for name in names}
+            assert not node.level, f"{file}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            # "from minigrpo.task.sql.engines import sqlite" names a module, "from minigrpo.config import Run" a thing in one.
+            found |= {name if (ROOT / (name.replace(".", "/") + ".py")).exists() else str(node.module) for name in names}
     return found
 
 
 def ours(file: Path) -> set[str]:
-    """The rooms of the package that a file imports: "grpo", "task/answer", ..."""
+    """The files of the package that a file imports: "grpo", "task/sql/answer", ..."""
     return {name.removeprefix("minigrpo.").replace(".", "/") for name in imports(file) if name.startswith("minigrpo.")}
 
 
 def users_of(library: str) -> list[str]:
-    return [room(file) for file in PACKAGE if any(name.split(".")[0] == library for name in imports(file))]
+    return [name_of(file) for file in PACKAGE if any(name.split(".")[0] == library for name in imports(file))]
 
 
 def test_the_reader_of_imports_sees_what_is_there():
-    # rollout.py imports the config module, the search and the database contract, and torch: four ways of writing it.
-    assert {"config", "policy/search", "task/database"} <= ours(ROOT / "minigrpo/rollout.py")
+    # rollout.py imports the config module, the search and the clock, and torch: three ways of writing it.
+    assert {"config", "policy/search", "common/clock"} <= ours(ROOT / "minigrpo/rollout.py")
     assert "torch" in imports(ROOT / "minigrpo/rollout.py")
 
 
-def test_task_and_policy_and_mathematics_do_not_know_each_other():
-    """Of layer 0 the policy knows how a wrong shape is said; policy and task how JSON from anywhere is read. No more."""
+def test_every_file_is_in_a_room_and_imports_only_what_its_room_may():
     for file in PACKAGE:
-        name, used = room(file), ours(file)
-        if name.startswith("task/"):
-            assert all(other.startswith("task/") or other == "lines" for other in used), (name, used)
-        elif name.startswith("policy/"):
-            assert all(other.startswith("policy/") or other in ("shapes", "lines") for other in used), (name, used)
-        elif name == "grpo":
-            assert used == {"shapes"}
-        elif name in LAYER_0:
-            assert used <= LAYER_0, (name, used)
+        if file.name == "__init__.py":
+            assert not ours(file), file                     # a folder's own file only says what the folder is for
+            continue
+        room = room_of(name_of(file))
+        assert room in ROOMS, f"{file} is in no room of the table"
+        for other in ours(file):
+            assert room_of(other) in ROOMS[room] | {room}, f"{name_of(file)} imports {other}"
 
 
-def test_layer_two_has_no_circles_and_every_room_has_a_layer():
+def test_the_mathematics_knows_shapes_alone():
+    assert ours(ROOT / "minigrpo/grpo.py") == {"common/shapes"}
+
+
+def test_the_model_and_the_task_never_meet():
     for file in PACKAGE:
-        name = room(file)
-        if name in LAYER_2:
-            later = LAYER_2[LAYER_2.index(name):]
-            assert not ours(file) & set(later), name
-        else:
-            assert name in LAYER_0 | {"grpo", "__init__"} or name.startswith(("task/", "policy/")), name
+        if room_of(name_of(file)) in MODEL:
+            assert not any(name.startswith(("task", "config", "grpo")) for name in ours(file)), file
+        if room_of(name_of(file)) in SQL | {"task"}:
+            assert not any(name.startswith(("policy", "grpo")) for name in ours(file)), file
+            assert "torch" not in {name.split(".")[0] for name in imports(file)}, file
 
 
-def test_task_knows_no_torch():
-    assert not [name for name in users_of("torch") if name.startswith("task/")]
+def test_no_file_imports_itself_through_others():
+    tuple(TopologicalSorter({name_of(file): ours(file) for file in PACKAGE}).static_order())     # CycleError names a circle
 
 
-def test_every_room_has_its_tests():
+def test_every_file_has_its_tests():
     for file in PACKAGE:
         if file.name != "__init__.py":
             place = file.relative_to(ROOT / "minigrpo")
@@ -86,23 +117,21 @@ def test_every_room_has_its_tests():
 
 def test_nobody_imports_the_recipes():
     for file in PACKAGE:
-        assert not imports(file) & {"train", "eval"}, room(file)
+        assert not imports(file) & {"train", "eval"}, file
 
 
-@pytest.mark.parametrize("library, home", [("tokenizers", "policy/tokenizer"),
-                                           ("safetensors", "policy/weights"), ("huggingface_hub", "policy/hub"),
-                                           ("sqlite3", "task/sqlite"), ("tqdm", "metrics"),
-                                           ("matplotlib", "pictures")])
+@pytest.mark.parametrize("library, home", [
+    ("tokenizers", "policy/tokenizer"), ("safetensors", "policy/files/weights"), ("huggingface_hub", "policy/files/hub"),
+    ("sqlite3", "task/sql/engines/sqlite"), ("tqdm", "common/console"), ("matplotlib", "reports/plots")])
 def test_a_library_is_named_in_one_file(library, home):
     assert users_of(library) == [home]
 
 
 def test_the_client_of_mariadb_is_named_where_queries_run_and_where_they_are_prepared():
-    assert users_of("pymysql") == ["task/mariadb", "task/mariadb_setup"]
+    assert users_of("pymysql") == ["task/sql/engines/mariadb", "task/sql/engines/mariadb_setup"]
 
 
 def test_nothing_is_unpickled_or_run_as_code_and_nothing_undeclared_is_imported():
-    import sys
     for file in [*PACKAGE, *RECIPES]:
         roots = {name.split(".")[0] for name in imports(file)}
         assert not roots & {"pickle", "shelve", "marshal", "dill", "joblib"}, file
@@ -118,16 +147,17 @@ def calls(file: Path) -> list[str]:
 
 def test_one_place_for_console_randomness_and_devices():
     for file in PACKAGE:
-        name, text = room(file), file.read_text(encoding="utf-8")
+        name, text = name_of(file), file.read_text(encoding="utf-8")
         assert "print" not in calls(file), name
         assert "torch.manual_seed" not in calls(file), name
-        assert not any(call.startswith("torch.cuda") for call in calls(file)) or name in ("runtime", "policy/graph"), name
-        assert '"cuda' not in text or name in ("runtime", "config", "policy/graph"), name
+        cuda = ("common/device", "policy/fast/replay")
+        assert not any(call.startswith("torch.cuda") for call in calls(file)) or name in cuda, name
+        assert '"cuda' not in text or name in (*cuda, "config"), name
 
 
 # The tokenizers library raises nothing more specific than Exception for a file that is none; a user's own reward may raise
 # whatever there is.
-BARE = {"policy/tokenizer", "task/reward"}
+BARE = {"policy/tokenizer", "task/sql/reward"}
 
 
 def test_every_except_names_its_class():
@@ -136,4 +166,4 @@ def test_every_except_names_its_class():
             if isinstance(node, ast.ExceptHandler):
                 named = {ast.unparse(part) for part in getattr(node.type, "elts", [node.type])} if node.type else set()
                 bare = not named or named & {"Exception", "BaseException"}
-                assert not bare or (file in PACKAGE and room(file) in BARE), (file.name, node.lineno)
+                assert not bare or (file in PACKAGE and name_of(file) in BARE), (file.name, node.lineno)

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from minigrpo.batch import make_batch, pack
+from minigrpo.common.clock import Clock
+from minigrpo.common.device import generator
 from minigrpo.config import GRPO
-from minigrpo.metrics import Clock
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.lora import add_lora
-from minigrpo.policy.weights import load_model
-from minigrpo.runtime import generator
-
-from .test_update import SPREAD, make_groups
+from tests.test_update import SPREAD, make_groups
 
 
 @pytest.fixture

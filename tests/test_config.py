@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from minigrpo.config import KEYS, NewModel, dump_config, flatten, load_config, require
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 TOO_MUCH = "{file} is not valid TOML: expected at most 1,048,576 bytes, and 100 dots in a line"
 GOOD = '[model]\npath = "m"\n[run]\nout = "o"\n'
 

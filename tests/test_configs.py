@@ -9,8 +9,9 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import peft
 import pytest
@@ -19,19 +20,17 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from minigrpo.assemble import load_data, open_judge
 from minigrpo.config import load_config
 from minigrpo.policy.architecture import read_architecture
+from minigrpo.policy.files.weights import save_tensors
 from minigrpo.policy.model import CausalLM, initialise
 from minigrpo.policy.tokenizer import train_bpe
-from minigrpo.policy.weights import save_tensors
-from minigrpo.run import checkpoints
-from minigrpo.start import load_start
+from minigrpo.training.assemble import load_data, open_judge
+from minigrpo.training.run import checkpoints
+from minigrpo.training.starting_model import load_start
+from tests.mariadb_server import needs_mariadb
+from tests.paths import MINI, ROOT
 
-from .mariadb_server import needs_mariadb
-
-ROOT = Path(__file__).parent.parent
-MINI = ROOT / "tests/data/temptabqa_mini"
 PUBLISHED = ROOT / "tests/data/configs"
 FILES = sorted((ROOT / "configs").glob("*.toml"))
 MARKERS = ["<bos>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]

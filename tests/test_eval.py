@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 from minigrpo.config import load_config
-from minigrpo.run import checkpoints
+from minigrpo.training.run import checkpoints
+from tests.mariadb_server import needs_mariadb
+from tests.paths import MINI, ROOT
 
-from .mariadb_server import needs_mariadb
-
-ROOT = Path(__file__).parent.parent
-MINI = ROOT / "tests/data/temptabqa_mini"
 GOLD = MINI / "gold_sql.jsonl"
 FIELDS = ["split", "index", "kind", "question", "gold", "sql", "status", "answer", "ems", "rems", "strict", "invented",
           "blind", "constant"]

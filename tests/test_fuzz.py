@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from . import fuzz
+from tests import fuzz
 
 
 @pytest.mark.parametrize("cases", [360, pytest.param(4000, marks=pytest.mark.slow)])

@@ -10,11 +10,11 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minigrpo import grpo
-from minigrpo.grpo import (aggregate, clipped_surrogate, group_advantages, grpo_loss, kl_penalty, normaliser,
-                           policy_ratio)
+from minigrpo.grpo import aggregate, clipped_surrogate, group_advantages, grpo_loss, kl_penalty, normaliser, policy_ratio
 
 LN2 = math.log(2)
 NAN, INF = math.nan, math.inf

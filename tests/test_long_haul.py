@@ -2,9 +2,9 @@
 
 import pytest
 
-from .long_haul import MAY_GROW, Look, eighths, grown, sizes, watch
-from .mariadb_server import needs_mariadb
-from .test_quickstart import SHORT
+from tests.long_haul import MAY_GROW, Look, eighths, grown, sizes, watch
+from tests.mariadb_server import needs_mariadb
+from tests.test_quickstart import SHORT
 
 FLAT = dict.fromkeys(MAY_GROW, 10)
 

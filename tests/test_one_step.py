@@ -16,16 +16,15 @@ import transformers
 from torch import Tensor, nn
 
 from minigrpo.batch import make_batch
+from minigrpo.common.clock import Clock, Metrics
 from minigrpo.config import GRPO
-from minigrpo.metrics import Clock, Metrics
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.weights import load_model
 from minigrpo.rollout import Group
 from minigrpo.update import make_optimizer, supervised_update, update
-
-from .policy.conftest import SIZES, spread_weights
-from .test_update import EXAMPLES, make_groups
+from tests.policy.conftest import SIZES, spread_weights
+from tests.test_update import EXAMPLES, make_groups
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning")]        # transformers' own
 

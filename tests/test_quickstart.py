@@ -14,26 +14,24 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from fcntl import ioctl
 from pathlib import Path
-from typing import Callable
 
 import pytest
 import torch
 
-import minigrpo.warmup
-from minigrpo.assemble import load_split, open_judge
+import minigrpo.training.warmup
 from minigrpo.config import load_config
-from minigrpo.policy.weights import load_tensors
-from minigrpo.run import checkpoints
-from minigrpo.task.answer import render_answer
-from minigrpo.task.database import run_all
+from minigrpo.policy.files.weights import load_tensors
+from minigrpo.task.sql.answer import render_answer
+from minigrpo.task.sql.engines.database import run_all
+from minigrpo.training.assemble import load_split, open_judge
+from minigrpo.training.run import checkpoints
+from tests.mariadb_server import needs_mariadb
+from tests.paths import MINI, ROOT
 
-from .mariadb_server import needs_mariadb
-
-ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "configs/quickstart.toml"
-MINI = ROOT / "tests/data/temptabqa_mini"
 SHORT = ("warmup.stop_at=0", "warmup.examples=96", "warmup.epochs=3", "model.new.width=32", "model.new.mlp_width=64",
          "run.steps=2", "run.save_every=4", "run.evaluate_every=2", "run.sample_every=0", "run.threads=1", "grpo.questions=2",
          "evaluation.questions=12", 'evaluation.report=["dev"]', "generation.max_new_tokens=24")      # 9 steps of warm-up
@@ -134,7 +132,7 @@ def test_another_seed_is_another_model(run, whole):
 @pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)])
 def test_stopped_in_the_warm_up_it_goes_on(run, whole, monkeypatch, tmp_path, call):
     """Before the first state is kept (every 4 steps), after it, and in the last step."""
-    original, calls = minigrpo.warmup.supervised_update, iter(range(1, 100))
+    original, calls = minigrpo.training.warmup.supervised_update, iter(range(1, 100))
 
     def interrupted(*args: object, **options: object) -> object:
         if next(calls) == call:
@@ -142,7 +140,7 @@ def test_stopped_in_the_warm_up_it_goes_on(run, whole, monkeypatch, tmp_path, ca
         return original(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(minigrpo.warmup, "supervised_update", interrupted)
+        patch.setattr(minigrpo.training.warmup, "supervised_update", interrupted)
         run(out=tmp_path / "run")
     assert not (tmp_path / "run/base").exists()
     assert_same(run(out=tmp_path / "run", resume=True), whole)

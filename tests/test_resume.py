@@ -12,20 +12,20 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
-from minigrpo.run import checkpoints
+from minigrpo.training.run import checkpoints
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 MODULES = {path.stem for path in (ROOT / "minigrpo").rglob("*.py")} | {"train"}
 SHORT = ("warmup.examples=96", "warmup.epochs=6", "warmup.stop_at=99", "warmup.look_every=6", "model.new.width=32",
          "model.new.mlp_width=64", "run.steps=16", "run.save_every=2", "run.evaluate_every=3", "run.sample_every=2",
          "run.threads=1", "grpo.questions=2", "evaluation.questions=12", 'evaluation.report=["dev"]',
          "generation.max_new_tokens=24", "generation.method=sample",
-         "reward.preset=minigrpo.experiments.brevity")      # so small a model is never right, and shall learn nevertheless
+         "reward.preset=minigrpo.experiments.sweep.brevity")      # so small a model is never right, and shall learn nevertheless
 
 # In the order in which a run comes by: what is over when a signal comes does not come again.
 PLACES = ["weights.create_model", "update.supervised_update", "warmup._save", "update.supervised_update",

@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
+from minigrpo.common.clock import Clock
+from minigrpo.common.device import generator
 from minigrpo.config import Generation
-from minigrpo.metrics import Clock
+from minigrpo.policy.files.weights import load_policy
 from minigrpo.policy.search import Completion
-from minigrpo.policy.weights import load_policy
 from minigrpo.rollout import Group, Judge, Rollout, collect, group_metrics
-from minigrpo.runtime import generator
-from minigrpo.task.database import Execution
-from minigrpo.task.questions import Question
-from minigrpo.task.reward import make_reward
-from minigrpo.task.sqlite import open_sqlite
+from minigrpo.task.sql.engines.database import Execution
+from minigrpo.task.sql.engines.sqlite import open_sqlite
+from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.reward import make_reward
 
 QUESTIONS = [Question(f"t/{i}", "t", i, f"What is {i}?", str(i), "empty", "1") for i in range(3)]
 
@@ -64,7 +64,7 @@ def test_the_same_generator_draws_the_same_groups(policy, judge):
 
 def rollout(total: float, status: str, length: int, stopped: bool, strict: float = 0.0) -> Rollout:
     terms = {"error": float(status != "ok"), "runs": float(status == "ok"), "rems": strict, "ems": strict, "strict": strict}
-    from minigrpo.task.reward import Reward
+    from minigrpo.task.sql.reward import Reward
     return Rollout(Completion((1,) * length, (0.0,) * length, stopped), "", "", Execution(status), Reward(total, terms))
 
 

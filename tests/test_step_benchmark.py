@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .compiler import needs_compiler
+from tests.compiler import needs_compiler
 
 STEP = Path(__file__).parent / "benchmarks" / "step.py"
 OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)", "SQL",

@@ -11,25 +11,23 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable, Iterator
 from fcntl import ioctl
 from pathlib import Path
-from typing import Callable, Iterator
 
 import pytest
 import torch
 
 import minigrpo.rollout
+from minigrpo.common.files import lock_folder
 from minigrpo.config import load_config
-from minigrpo.files import lock_folder
-from minigrpo.policy.weights import load_model, load_tensors, save_tensors
-from minigrpo.run import checkpoints
-from minigrpo.task.database import Database
+from minigrpo.policy.files.weights import load_model, load_tensors, save_tensors
+from minigrpo.task.sql.engines.database import Database
+from minigrpo.training.run import checkpoints
+from tests.mariadb_server import needs_mariadb
+from tests.paths import MINI, ROOT
+from tests.processes import command_lines
 
-from .mariadb_server import needs_mariadb
-from .processes import command_lines
-
-ROOT = Path(__file__).parent.parent
-MINI = ROOT / "tests/data/temptabqa_mini"
 PROMISED = ["reward", "reward_std", "kl", "clip_ratio", "grad_norm", "frac_reward_zero_std", "completions/mean_length",
             "completions/clipped_ratio", "strict", "ems", "error_rate", "logp_gap_mean", "logp_gap_max", "seconds/generate",
             "seconds/execute", "seconds/reward", "seconds/reference", "seconds/update"]
@@ -293,7 +291,7 @@ def test_a_signal_while_loading_leaves_nothing(train_recipe, cli, monkeypatch, t
 
 GIVEN = """
 import sys
-from minigrpo.task.mariadb import open_private
+from minigrpo.task.sql.engines.mariadb import open_private
 with open_private({"other": ()}) as server:
     print(server._readers["other"].socket, flush=True)
     sys.stdin.read()
@@ -596,7 +594,7 @@ def test_a_reward_of_ones_own_is_what_trains(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "digits.py").write_text("""
-from minigrpo.task.reward import Reward
+from minigrpo.task.sql.reward import Reward
 def digit(question, sql, execution):
     return Reward(execution.rows[0][0] if execution.ok else -1, {"digit": float(execution.ok)})
 """)

@@ -5,14 +5,15 @@ What TRL names otherwise: its loss_type "grpo" is our aggregation "sequence"; "b
 default it goes on to multiply it by the ratio, whose gradient is another one even where it is 1: switched off here.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import datasets
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
@@ -21,10 +22,21 @@ from minigrpo.config import GRPO
 from minigrpo.grpo import group_advantages, grpo_loss, normaliser
 from minigrpo.policy.lora import adapter_parameters, freeze_reference
 from minigrpo.rollout import Group
-
-from .test_one_step import (
-    ALONE, LENGTH, RATE, REWARDS, WHOLE, by_our_names, difference, moved, our_steps, plain_model, twins, write_llama)
-from .test_update import make_groups
+from tests.test_one_step import (
+    ALONE,
+    LENGTH,
+    RATE,
+    REWARDS,
+    WHOLE,
+    by_our_names,
+    difference,
+    moved,
+    our_steps,
+    plain_model,
+    twins,
+    write_llama,
+)
+from tests.test_update import make_groups
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:You are using 'rollout_func'")]
 LOSSES = {"grpo": dict(aggregation="sequence"), "bnpo": dict(aggregation="token"), "dapo": dict(aggregation="token"),

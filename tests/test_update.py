@@ -9,28 +9,27 @@ import torch.nn.functional as F
 
 from minigrpo import config
 from minigrpo.batch import Batch, make_batch
+from minigrpo.common.clock import Clock
+from minigrpo.common.device import generator
 from minigrpo.config import GRPO
-from minigrpo.metrics import Clock
+from minigrpo.policy.files.weights import Policy, load_model, load_policy, load_tensors, save_tensors
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.search import Completion
-from minigrpo.policy.weights import Policy, load_model, load_policy, load_tensors, save_tensors
 from minigrpo.rollout import Group, Judge, Rollout, collect, group_metrics
-from minigrpo.runtime import generator
-from minigrpo.task.database import STATUSES, Execution
-from minigrpo.task.mariadb import open_private
-from minigrpo.task.prompt import render_prompt, schema_text
-from minigrpo.task.questions import Question
-from minigrpo.task.reward import Reward, make_reward
-from minigrpo.task.sqlite import open_sqlite
-from minigrpo.task.temptabqa import load_databases, load_questions
+from minigrpo.task.sql.data.temptabqa import load_databases, load_questions
+from minigrpo.task.sql.engines.database import STATUSES, Execution
+from minigrpo.task.sql.engines.mariadb import open_private
+from minigrpo.task.sql.engines.sqlite import open_sqlite
+from minigrpo.task.sql.prompt import render_prompt, schema_text
+from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.reward import Reward, make_reward
 from minigrpo.update import load_optimizer, make_optimizer, optimizer_tensors, supervised_update, update
-
-from .mariadb_server import needs_mariadb
+from tests.mariadb_server import needs_mariadb
+from tests.paths import MINI
 
 GRPO_1 = GRPO(questions=3, learning_rate=1e-2, kl_coef=0.04)
 LENGTH = 8
-MINI = Path(__file__).parent / "data/temptabqa_mini"
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ def test_the_gradient_is_autograds_of_the_formula_written_out(model):
             chosen = logp.gather(1, torch.tensor(rollout.completion.ids)[:, None])
             loss = loss - (reward - mean) / (std + 1e-4) * chosen.mean() / 6
     named = adapter_parameters(model)
-    for (name, parameter), gradient in zip(named.items(), torch.autograd.grad(loss, list(named.values()))):
+    for (name, _parameter), gradient in zip(named.items(), torch.autograd.grad(loss, list(named.values()))):
         torch.testing.assert_close(moved[name], gradient, rtol=1e-4, atol=1e-6)
 
 

@@ -1,1 +1,1 @@
-"""The model: token ids and tensors. It has never heard of SQL."""
+"""The model: token ids in, tensors out. Does not depend on any task."""

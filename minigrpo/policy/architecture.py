@@ -4,8 +4,10 @@ One decoder (``model.py``) serves every family. What it cannot do is refused her
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
+
+from minigrpo.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     """
     family = config.get("model_type")
     if family not in list(FAMILIES):
-        raise ValueError(f"{source}: model_type {family!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
+        raise UserError(f"{source}: model_type {family!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
     facts = SILENT | FAMILIES[family] | config
     rope = facts.get("rope_scaling") or facts.get("rope_parameters") or {}          # an older and a newer spelling
     _check(facts, "a positive integer", source, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -88,7 +90,7 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     _refuse_other_computations(family, facts, rope, source)
     width, heads = facts["hidden_size"], facts["num_attention_heads"]
     if facts["head_dim"] is None and width % heads:
-        raise ValueError(f"{source}: without head_dim, hidden_size {width} must be a multiple of num_attention_heads {heads}")
+        raise UserError(f"{source}: without head_dim, hidden_size {width} must be a multiple of num_attention_heads {heads}")
     worked_out = {"num_key_value_heads": heads, "head_dim": width // heads}
     facts |= {key: number for key, number in worked_out.items() if facts[key] is None}
     window = facts["sliding_window"] if family == "mistral" else None
@@ -96,9 +98,9 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
     _check(facts, "a positive number", source, "rms_norm_eps")
     _check(facts, "true or false", source, "tie_word_embeddings", "attention_bias", "mlp_bias")
     if heads % facts["num_key_value_heads"]:
-        raise ValueError(f"{source}: {heads} attention heads cannot share {facts['num_key_value_heads']} key/value heads")
+        raise UserError(f"{source}: {heads} attention heads cannot share {facts['num_key_value_heads']} key/value heads")
     if facts["head_dim"] % 2:
-        raise ValueError(f"{source}: head_dim must be even, as rotary positions turn pairs, got {facts['head_dim']!r:.80}")
+        raise UserError(f"{source}: head_dim must be even, as rotary positions turn pairs, got {facts['head_dim']!r:.80}")
     theta, scaling = _rope(facts, rope, source)
     return Architecture(
         family=family, vocabulary=facts["vocab_size"], width=width, layers=facts["num_hidden_layers"], heads=heads,
@@ -114,22 +116,22 @@ def read_architecture(config: Mapping, source: str = "config.json") -> Architect
 def _check(table: Mapping, kind: str, source: str, *keys: str) -> None:
     for key in keys:
         if key not in table:
-            raise ValueError(f"{source}: the key {key!r} is missing")
+            raise UserError(f"{source}: the key {key!r} is missing")
         if not KINDS[kind](table[key]):
-            raise ValueError(f"{source}: {key} must be {kind}, got {table[key]!r:.80}")
+            raise UserError(f"{source}: {key} must be {kind}, got {table[key]!r:.80}")
         if key in MOST and table[key] > MOST[key]:
-            raise ValueError(f"{source}: {key} must be at most {MOST[key]:,}, got {table[key]!r:.80}")
+            raise UserError(f"{source}: {key} must be at most {MOST[key]:,}, got {table[key]!r:.80}")
 
 
 def _refuse_other_computations(family: str, facts: Mapping, rope: object, source: str) -> None:
     if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
-        raise ValueError(f"{source}: rope parameters must be one table for all layers, got {rope!r:.80}")
+        raise UserError(f"{source}: rope parameters must be one table for all layers, got {rope!r:.80}")
     for key in (*OTHERWISE, *(key for key, readers in BIASES.items() if family not in readers)):
         for value in (facts.get(key), rope.get(key)):
             if value not in (None, False, 1) or value is True:
-                raise ValueError(f"{source}: {key} is not supported for {family}, got {value!r:.80}")
+                raise UserError(f"{source}: {key} is not supported for {family}, got {value!r:.80}")
     if (layers := facts.get("layer_types")) not in (None, ["full_attention"] * facts["num_hidden_layers"]):
-        raise ValueError(f"{source}: layer_types other than full_attention are not supported, got {layers!r:.80}")
+        raise UserError(f"{source}: layer_types other than full_attention are not supported, got {layers!r:.80}")
 
 
 def _activation(family: str, facts: Mapping, source: str) -> str:
@@ -138,7 +140,7 @@ def _activation(family: str, facts: Mapping, source: str) -> str:
     names = [facts["hidden_act"], *filter(None, [facts.get("hidden_activation")])]
     meant = {known.get(str(name)) for name in names}
     if len(meant) > 1 or None in meant:
-        raise ValueError(f"{source}: activation {' and '.join(map(repr, names)):.80} is not supported, only "
+        raise UserError(f"{source}: activation {' and '.join(map(repr, names)):.80} is not supported, only "
                          f"{', '.join(known)}")
     return meant.pop()
 
@@ -149,9 +151,9 @@ def _rope(facts: Mapping, rope: Mapping, source: str) -> tuple[float, RopeScalin
     stretches = {"default": [], "linear": ["factor"],
                  "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
     if kind not in list(stretches):
-        raise ValueError(f"{source}: rope scaling {kind!r:.80} is not supported; supported: {', '.join(stretches)}")
+        raise UserError(f"{source}: rope scaling {kind!r:.80} is not supported; supported: {', '.join(stretches)}")
     _check(rope, "a positive number", source, "rope_theta", *stretches[kind])
     if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
-        raise ValueError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r}")
+        raise UserError(f"{source}: low_freq_factor must be below high_freq_factor, got {rope['low_freq_factor']!r}")
     numbers = [float(rope[key]) for key in stretches[kind]]         # an integer may be too large for a tensor's arithmetic
     return float(rope["rope_theta"]), RopeScaling(kind, *numbers) if numbers else None

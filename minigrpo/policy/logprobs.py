@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minigrpo.policy.linear import linear
+from minigrpo.common.shapes import check, check_boolean
+from minigrpo.policy.fast.onednn import linear
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, scoring_tree
-from minigrpo.shapes import check, check_boolean
 
 Places = tuple[Tensor, Tensor, Tensor]          # of T tokens in [Q, K, C]: group_T, branch_T, depth_T
 

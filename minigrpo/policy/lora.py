@@ -6,14 +6,15 @@ that training started from. Base weights are never written: merging makes a copy
 
 import copy
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from minigrpo.lines import shown
-from minigrpo.policy.linear import linear
+from minigrpo.common.errors import UserError
+from minigrpo.common.messages import shown
+from minigrpo.policy.fast.onednn import linear
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -255,7 +256,7 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str
                 setattr(parent, name, LoRALinear(child, rank, scaling, generator))
                 found |= named
     if missing := [name for name in targets if name not in found]:
-        raise ValueError(f"lora.targets: the model has no linear layer named {shown(', '.join(missing))}")
+        raise UserError(f"lora.targets: the model has no linear layer named {shown(', '.join(missing))}")
     for module in model.modules():
         for names in getattr(module, "of_one_input", ()):
             layers = tuple(getattr(module, name) for name in names)

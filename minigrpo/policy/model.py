@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from minigrpo.common.shapes import check
 from minigrpo.policy.architecture import Architecture, RopeScaling
-from minigrpo.policy.linear import Linear, linear
+from minigrpo.policy.fast.onednn import Linear, linear
 from minigrpo.policy.lora import project, stacks
 from minigrpo.policy.tree import KVCache, LayerCache, TreeVisibility, within_window
-from minigrpo.shapes import check
-
 
 # Fused attention kernels share out work by head and by rows, never by keys. Where there are so few of both, plain matrix
 # products are faster: measured on one H100 with 24 heads of 24 rows (0.8 against 3.7 ms in 30 layers of 2,400 keys) and with

@@ -6,14 +6,15 @@ tensors of fixed shape and place, so that on CUDA a whole step, selection includ
 finished?" is asked of the device, every few steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigrpo.policy.graph import Replay
+from minigrpo.common.errors import UserError
+from minigrpo.policy.fast.replay import Replay
 from minigrpo.policy.logprobs import log_softmax
 from minigrpo.policy.lora import active_tensors, adapters_held
 from minigrpo.policy.model import CausalLM
@@ -154,7 +155,7 @@ class Hypotheses:
     def completions(self) -> list[list[Completion]]:
         """Off the device. Log-probs that are not finite come from a broken model and must not become anybody's answer."""
         if not self.logp_QKC.isfinite().all():
-            raise ValueError("the model's log-probs are not finite: its weights, or the adapter's, hold NaN or inf")
+            raise UserError("the model's log-probs are not finite: its weights, or the adapter's, hold NaN or inf")
         return [[Completion(tuple(ids[:length]), tuple(logp[:length]), stopped)
                  for ids, logp, length, stopped in zip(*group)]
                 for group in zip(self.ids_QKC.tolist(), self.logp_QKC.tolist(), self.length_QK.tolist(),
@@ -176,7 +177,7 @@ def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completion
     settings = dict(length_penalty=length_penalty, early_stopping=early_stopping)
     done = _search(Beams, model, prompts, completions, max_new_tokens, stopping, settings, None)
     if done.score_QK.isinf().any():
-        raise ValueError(f"fewer than {completions} different completions of at most {max_new_tokens} tokens exist in this "
+        raise UserError(f"fewer than {completions} different completions of at most {max_new_tokens} tokens exist in this "
                          "vocabulary")
     return done.completions()
 
@@ -192,7 +193,7 @@ def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: in
     the model's device.
     """
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
+        raise UserError(f"top_p: expected more than 0 and at most 1, got {top_p}")
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     return _search(Draws, model, prompts, completions, max_new_tokens, stopping, settings, generator).completions()
 
@@ -320,7 +321,7 @@ def _search(kind: type[Beams] | type[Draws], model: CausalLM, prompts: Sequence[
     """Begin, and step until all is over."""
     longest, limit = max(map(len, prompts), default=0), model.architecture.max_positions
     if longest + depth > limit:
-        raise ValueError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
+        raise UserError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
                          f"{limit}: shorten the prompt or lower generation.max_new_tokens")
     with adapters_held(model):
         kept = _kept(kind, model, len(prompts), longest, completions, depth, stopping, settings)

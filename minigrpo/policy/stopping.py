@@ -7,11 +7,13 @@ without leaving the device.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 from torch import Tensor
+
+from minigrpo.common.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ def compile_stopping(token_bytes: Sequence[bytes], stop_ids: Sequence[int], stop
     number = {prefix: i for i, prefix in enumerate(prefixes)}
     needles, ended = tuple(text.encode() for text in stop_strings), len(prefixes)
     if b"" in needles:
-        raise ValueError("a stop string is empty: every completion would end before it began")
+        raise UserError("a stop string is empty: every completion would end before it began")
 
     def after(seen: bytes, added: bytes) -> int:
         """The state when ``added`` follows a text whose longest tail that begins a stop string is ``seen``."""

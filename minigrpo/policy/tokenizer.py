@@ -3,15 +3,16 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Iterable
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Rust
 
-from minigrpo.lines import read_object
+from minigrpo.common.errors import UserError
+from minigrpo.common.strict_json import read_object
 
 EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
 HIGHEST = 2**22                 # ids of a tokenizer: beyond any, and lists of so many are made
@@ -58,14 +59,14 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no tokenizer.json")
+        raise UserError(f"{folder} has no tokenizer.json")
     try:
         rust = Rust.from_file(str(path))
     except Exception as error:                                  # the Rust library raises nothing more specific
-        raise ValueError(f"{path} is not a tokenizer file: {str(error)[:120]!r}") from None
+        raise UserError(f"{path} is not a tokenizer file: {str(error)[:120]!r}") from None
     ids = Counter(rust.get_vocab(with_added_tokens=True).values())
     if not ids or max(ids) >= HIGHEST or max(ids.values()) > 1:
-        raise ValueError(f"{path}: expected a token or more, each with an id of its own below {HIGHEST:,}, got "
+        raise UserError(f"{path}: expected a token or more, each with an id of its own below {HIGHEST:,}, got "
                          f"{len(ids):,} ids up to {max(ids, default=0):,}")
     rust.no_truncation()                                        # a file may carry both from whoever saved it
     rust.no_padding()
@@ -74,7 +75,7 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
         ids = read_object(file, {}).get("eos_token_id") if file.is_file() else None
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(token) is int and token >= 0 for token in ids):
-            raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ids!r:.80}")
+            raise UserError(f"{file}: eos_token_id must be an id or a list of ids, got {ids!r:.80}")
         stopping |= dict.fromkeys(ids)
     return Tokenizer(rust, tuple(stopping))
 

@@ -10,13 +10,14 @@ Layout of the S = P + K·C slots: trunk first, right-padded to P; then the branc
 p_q + c, never slot numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minigrpo.shapes import check
+from minigrpo.common.shapes import check
 
 
 @dataclass(frozen=True)

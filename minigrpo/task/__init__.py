@@ -1,1 +1,1 @@
-"""The problem: questions, SQL, rows, rewards. Plain Python; no torch, and no idea that a model exists."""
+"""What the model is asked and how its text is judged. Does not depend on torch or on any model."""

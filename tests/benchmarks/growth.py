@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from . import step as benchmark
+from tests.benchmarks import step as benchmark
 
 MODEL = benchmark.LLAMA | {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
                            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}

@@ -15,11 +15,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator
 
 import torch
 
@@ -122,16 +122,16 @@ def our_model(work: Work, device: torch.device) -> "torch.nn.Module":
 def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: bool) -> None:
     from minigrpo import config
     from minigrpo.batch import make_batch
-    from minigrpo.metrics import Clock
+    from minigrpo.common.clock import Clock
+    from minigrpo.common.device import choose_device, settle
     from minigrpo.policy.search import GrowingTree, beam_search, sample
     from minigrpo.policy.stopping import Stopping
     from minigrpo.policy.tree import pad_prompts
     from minigrpo.rollout import Group, Rollout
-    from minigrpo.runtime import choose_device, settle
-    from minigrpo.task.athletes import load_databases, load_questions
-    from minigrpo.task.database import run_all
-    from minigrpo.task.reward import Reward
-    from minigrpo.task.sqlite import open_sqlite
+    from minigrpo.task.sql.data.athletes import load_databases, load_questions
+    from minigrpo.task.sql.engines.database import run_all
+    from minigrpo.task.sql.engines.sqlite import open_sqlite
+    from minigrpo.task.sql.reward import Reward
     from minigrpo.update import make_optimizer, update
 
     meter, where = Meter("minigrpo", device, work.repeats), choose_device(device)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from minigrpo.policy.weights import load_model
+from minigrpo.policy.files.weights import load_model
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()

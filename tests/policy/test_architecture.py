@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,9 @@ import transformers
 
 from minigrpo.policy.architecture import FAMILIES, Architecture, RopeScaling, read_architecture
 from minigrpo.policy.model import CausalLM
+from tests.paths import DATA
 
-CONFIGS = Path(__file__).parent.parent / "data/configs"
+CONFIGS = DATA / "configs"
 
 BASE = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 8,
         "num_key_value_heads": 2, "intermediate_size": 160, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigrpo.policy.logprobs import completion_logprobs
-from minigrpo.policy.lora import add_lora, adapter_parameters
+from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.search import beam_search, sample
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import pad_completions, pad_prompts

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.logprobs import completion_logprobs, token_logprobs
 from minigrpo.policy.lora import adapter_parameters, adapters, add_lora
 from minigrpo.policy.tree import pad_completions, pad_prompts
-from minigrpo.policy.weights import load_model
 
 FAMILIES = pytest.mark.parametrize("family, config", [
     ("llama", {}), ("llama", dict(tie_word_embeddings=True)), ("mistral", dict(sliding_window=5)), ("gemma", {}),
@@ -243,7 +244,7 @@ def test_what_bfloat16_costs_smollm2(smollm2):
     """Its logits are near 26, where bfloat16 has steps of 0.125. Measured over six gold queries, mean error of a log-prob: the
     head's rounding alone 0.013, all else 0.022, both 0.026. So a head in float32 would take away a sixth. Half as much again
     is allowed."""
-    from minigrpo.policy.weights import load_policy
+    from minigrpo.policy.files.weights import load_policy
     narrow = load_policy(smollm2, dtype=torch.bfloat16, device="cpu")
     wide = load_model(smollm2, dtype=torch.float32, device="cpu")
     text = ("Tables:\nAthlete(athlete_id, name)\nTournament(tournament_id, athlete_id, name)\nQuestion: How many gold medals "

@@ -8,10 +8,24 @@ import pytest
 import torch
 from torch import nn
 
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.lora import (
-    LoRALinear, Stack, TARGETS, adapted_op, adapter_parameters, adapters, adapters_held, add_lora, backward_op,
-    base_parameters, freeze_reference, held_op, merged_copy, project, reference)
-from minigrpo.policy.weights import load_model
+    TARGETS,
+    LoRALinear,
+    Stack,
+    adapted_op,
+    adapter_parameters,
+    adapters,
+    adapters_held,
+    add_lora,
+    backward_op,
+    base_parameters,
+    freeze_reference,
+    held_op,
+    merged_copy,
+    project,
+    reference,
+)
 
 
 def generator(seed=0):

@@ -6,19 +6,19 @@ import math
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from minigrpo.plan import Alive
+from minigrpo.planning.memory import Alive
 from minigrpo.policy.architecture import RopeScaling, read_architecture
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.model import MLP, CausalLM, initialise, stretched
 from minigrpo.policy.search import GrowingTree, beam_search
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import KVCache, pad_prompts, scoring_tree, trunk_visibility, within_window
-from minigrpo.policy.weights import load_model
-
-from ..compiler import needs_compiler
+from tests.compiler import needs_compiler
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=32)

@@ -10,12 +10,12 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import minigrpo.policy.search
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.logprobs import completion_logprobs
-from minigrpo.policy.lora import add_lora, adapter_parameters, reference
+from minigrpo.policy.lora import adapter_parameters, add_lora, reference
 from minigrpo.policy.search import beam_search, draw, sample
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import pad_completions, pad_prompts
-from minigrpo.policy.weights import load_model
 
 SMALL = dict(vocab_size=13)             # stops are frequent, and hypotheses of different lengths compete
 FAMILIES = [("llama", SMALL), ("mistral", SMALL | dict(sliding_window=4)), ("gemma", SMALL)]
@@ -295,8 +295,8 @@ def test_logprobs_equal_those_of_scoring_and_of_transformers(pair, parity, famil
     returned = torch.tensor([logp for group in found for completion in group for logp in completion.logprobs])
     plain = torch.cat([logprobs_of_transformers(theirs, prompt, completion.ids, temperature)
                        for prompt, group in zip(prompts, found) for completion in group])
-    for reference, logp_T in (("(the scoring path)", scored[mask_QKC.flatten(0, 1)]), ("transformers", plain)):
-        parity("log-probs of beams and samples", reference, float((returned - logp_T).abs().max()), bound=1e-5,
+    for theirs_name, logp_T in (("(the scoring path)", scored[mask_QKC.flatten(0, 1)]), ("transformers", plain)):
+        parity("log-probs of beams and samples", theirs_name, float((returned - logp_T).abs().max()), bound=1e-5,
                unit="nats", cases=len(returned))
 
 
@@ -545,7 +545,7 @@ def test_bfloat16_models_search_in_float32(checkpoint):
 def test_smollm2_beams_equal_those_of_transformers(smollm2, parity):
     import transformers
 
-    from minigrpo.policy.weights import load_policy
+    from minigrpo.policy.files.weights import load_policy
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     policy = load_policy(smollm2, dtype=torch.float32, device="cpu")
     texts = ["SELECT name FROM athletes WHERE", "The capital of France is", "def fibonacci(n):\n", "Q: 2 + 2 = ? A:"]

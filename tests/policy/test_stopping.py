@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from minigrpo.policy.stopping import compile_stopping
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Rust
 
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, train_bpe
-from minigrpo.task.temptabqa import load_questions
+from minigrpo.task.sql.data.temptabqa import load_questions
+from tests.paths import ROOT
 
 TEXTS = ["SELECT name FROM athletes WHERE age > 30;\n", "naïve café — 東京 🏃‍♀️", "  two  spaces\tand tabs\r\n",
          "'it''s'"] * 4
@@ -337,7 +339,7 @@ def real(smollm2):
 @pytest.fixture(scope="module")
 def benchmark_texts():
     """Questions, answers and gold SQL of the benchmark: MINIGRPO_TEMPTABQA, else data/TEMPTABQA-C or ../shared/temptabqa_c."""
-    named, root = os.environ.get("MINIGRPO_TEMPTABQA"), Path(__file__).resolve().parents[2]
+    named, root = os.environ.get("MINIGRPO_TEMPTABQA"), ROOT
     places = [Path(named)] if named else [root / "data/TEMPTABQA-C", root.parent / "shared/temptabqa_c"]
     place = next((place for place in places if (place / "gold_sql.jsonl").is_file()), None)
     if place is None:

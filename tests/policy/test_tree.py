@@ -3,7 +3,8 @@ ones."""
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minigrpo.policy.tree import KVCache, Prompts, pad_completions, pad_prompts, scoring_tree, trunk_visibility, within_window
 
@@ -156,7 +157,7 @@ def test_the_rule_pair_by_pair(group):
         p = int(prompts.length_Q[q])
         slots = [("trunk", None, s, s < p) for s in range(P)]                      # kind, branch, position, live
         slots += [("branch", k, p + c, bool(live_QKC[q, k, c])) for k in range(K) for c in range(C)]
-        for i, (kind_i, branch_i, position_i, live_i) in enumerate(slots):
+        for i, (_kind_i, branch_i, position_i, live_i) in enumerate(slots):
             for j, (kind_j, branch_j, position_j, live_j) in enumerate(slots):
                 related = kind_j == "trunk" or branch_i == branch_j
                 sees = live_i and live_j and related and 0 <= position_i - position_j < (window or 10 ** 9)

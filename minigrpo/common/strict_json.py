@@ -1,0 +1,132 @@
+"""JSON and JSON Lines from anywhere, read strictly: what is not as expected is one sentence. Knows no meaning of any key.
+
+What is expected of a value is written as it looks: a type or a union of types, ``[kind]`` for a list of any length,
+``{key: kind}`` for an object that has these keys, and maybe others, ``{...: kind}`` for one of any keys, ``(kind, kind)`` for
+either, ``object`` for anything.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import get_args
+
+from minigrpo.common.errors import UserError
+
+Json = dict[str, object]
+LONGEST, MOST = 2**26, 2**22    # of a line or a file: bytes, and values (or commas in texts), which take 100 bytes each
+LARGEST = 1e100                 # of the numbers: nothing that is counted or measured comes near, and squares stay finite
+NUMBER = int | float
+Number = Callable[[str], object]        # how a fraction, NaN or ±Infinity is read: ``measured``, ``exact``, or, any, ``float``
+_NAMES = {str: "text", int: "integer", float: "fraction", bool: "true or false", type(None): "null"}
+
+
+def measured(text: str) -> float:
+    if not abs(value := float(text)) <= LARGEST:            # NaN is refused too
+        raise ValueError(f"{text[:20]} is no number that is counted or measured")
+    return value
+
+
+def exact(text: str) -> Decimal:
+    if not text[-1].isdigit() or len(text.lower().partition("e")[2]) > 4:       # NaN; more digits than can be written out
+        raise ValueError(f"{text[:20]} is no number that can be written out")
+    return Decimal(text)
+
+
+def read_lines(file: Path, keys: Mapping[str, object], *, number: Number = measured,
+               torn: bool = False) -> Iterator[tuple[int, Json]]:
+    """(line's number from 1, object) of each line of a JSONL file that is not blank; a line ends at a line feed and nowhere
+    else, as texts may hold U+2028. ``torn``: what stands behind the last one is still being written, and left out.
+
+    Anything else than objects with these ``keys`` is a ``ValueError`` "FILE:LINE: expected ..., got ...".
+    """
+    with file.open("rb") as handle:
+        for count, line in enumerate(iter(lambda: handle.readline(LONGEST + 1), b""), start=1):
+            if line.strip() and (line.endswith(b"\n") or not torn):
+                _check_size(line, place := f"{file}:{count}")
+                yield count, parse_object(line, keys, place, number=number)
+
+
+def read_object(file: Path, keys: Mapping[str, object]) -> Json:
+    """The object in a JSON file; anything else than one with these ``keys``, or no file, is a ``ValueError``, as above."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing")
+    with file.open("rb") as handle:
+        text = handle.read(LONGEST + 1)
+    _check_size(text, str(file))
+    return parse_object(text, keys, str(file))
+
+
+def _check_size(text: bytes, place: str) -> None:
+    if len(text) > LONGEST or sum(map(text.count, (b",", b"[", b"{"))) > MOST:
+        raise UserError(f"{place}: expected at most {LONGEST:,} bytes and {MOST:,} values, got more")
+
+
+def parse_object(line: bytes, keys: Mapping[str, object], place: str, *, number: Number = measured) -> Json:
+    """The object in a text that is in memory already, however long; anything else than one with these ``keys``, as above."""
+    odd, got = keys, ""
+    try:
+        record = _loads(line.rstrip(b"\r\n").decode(), number)
+        if rb"\u" in line:                                  # JSON can spell half a surrogate pair, which is no text
+            json.dumps(record, ensure_ascii=False, default=str).encode()
+        if isinstance(record, dict):
+            odd = {key: kind for key, kind in keys.items() if not fits(record, {key: kind})}
+            if not odd:
+                return record
+            record = {key: record[key] for key in odd if key in record} or record
+        got = json.dumps(record, ensure_ascii=False, default=str)[:80]
+    except (ValueError, RecursionError) as error:           # UnicodeError is a ValueError
+        got = f"something else ({str(error)[:120]})"
+    raise UserError(f"{place}: expected a JSON object{' with ' if odd else ''}{spell(odd)}, got {got}")
+
+
+def _loads(text: str, number: Number, headroom: int = 50) -> object:
+    """What can be parsed so much deeper in the stack can be shown and written again from anywhere."""
+    if headroom:
+        return _loads(text, number, headroom - 1)
+    return json.loads(text, parse_float=number, parse_int=_integer, parse_constant=number)
+
+
+def fits(value: object, kind: object) -> bool:
+    """Whether ``value`` is of the ``kind``; a boolean is no integer.
+
+    >>> fits({"n": 3, "odd": []}, {"n": int}), fits({"n": True}, {"n": int}), fits([1, None], [int | None])
+    (True, False, True)
+    >>> [fits(value, ({"n": int}, type(None))) for value in (None, {"n": 1}, {})]
+    [True, True, False]
+    """
+    if isinstance(kind, Mapping):
+        if not isinstance(value, dict):
+            return False
+        return all(all(fits(part, of) for part in value.values()) if key is ... else key in value and fits(value[key], of)
+                   for key, of in kind.items())
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(fits(part, kind[0]) for part in value)
+    if isinstance(kind, tuple):
+        return any(fits(value, one) for one in kind)
+    return kind is object or type(value) in (get_args(kind) or (kind,))
+
+
+def spell(keys: Mapping[str, object]) -> str:
+    """
+    >>> spell({"split": str, "sql": str | None, "terms": {}, "rows": [int], "answer": object})
+    'split (text), sql (text or null), terms (object), rows (list) and answer'
+    >>> spell({"best": ({"step": int}, type(None))})
+    'best (object or null)'
+    """
+    parts = [("all else" if key is ... else key) + _kind(kind) for key, kind in keys.items()]
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def _kind(kind: object) -> str:
+    if isinstance(kind, (Mapping, list)):
+        return " (object)" if isinstance(kind, Mapping) else " (list)"
+    if isinstance(kind, tuple):
+        return f" ({' or '.join(_kind(one)[2:-1] for one in kind)})"
+    return "" if kind is object else f" ({' or '.join(_NAMES[one] for one in get_args(kind) or (kind,))})"
+
+
+def _integer(text: str) -> int:
+    measured(text)
+    return int(text)
+

@@ -1,0 +1,1 @@
+"""Runs that differ in a few keys, side by side."""

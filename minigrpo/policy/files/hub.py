@@ -1,0 +1,88 @@
+"""The folder of a model: one that is given, or one fetched from the Hugging Face hub. Knows no tensors."""
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from minigrpo.common.errors import UserError
+from minigrpo.common.strict_json import read_object
+
+# What belongs to a model beside its weights: read here, or copied into models made from it.
+WORDS = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+         "chat_template.jinja"]
+# A repository may hold the weights a second time under other names: those are not fetched.
+WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+
+
+def find_model(path: str | Path, *, weights: bool = True) -> Path:
+    """A folder as it is; anything of the form ``owner/name`` that is no folder is fetched from the Hugging Face hub.
+
+    Only the files that are read are fetched, into the hub's own cache, and without ``weights`` only the small ones. What the
+    cache has is found without a network too. Raises ``ValueError`` with what to do about it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        parts = str(path).split("/")
+        if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+            raise UserError(f"model.path: there is no folder {path}")
+        folder = _fetch(str(path), ["config.json", *WORDS, *WEIGHTS * weights])
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} is no model folder: it has no config.json")
+    fetched = folder != Path(path)
+    if weights and not any((folder / name).is_file() for name in WEIGHTS) and (fetched or any(folder.glob("*.bin"))):
+        raise UserError(f"{path} has no model.safetensors nor shards of it, and nothing else is read: pickled weights (.bin) "
+                         f"may run code; where you trust them, let transformers load them and save_pretrained")
+    return folder
+
+
+def _fetch(name: str, files: list[str]) -> Path:
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.utils import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    log_in = "log in by hf auth login, or set HF_TOKEN"
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except HFValidationError:
+        raise UserError(f"model.path: there is no folder {name}, nor can the hub have a model of that name") from None
+    # Its HTTP library's own errors (requests, httpx or httpx2), a page that is no hub's answer, its downloader's in Rust.
+    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as error:
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str) and _is_whole(Path(cached).parent, weights=WEIGHTS[0] in files):
+            return Path(cached).parent
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    if isinstance(cause, GatedRepoError):
+        trouble = f"the hub's model of that name is gated: ask for access at {constants.ENDPOINT}/{name}, then {log_in}"
+    elif isinstance(cause, RepositoryNotFoundError):
+        trouble = f"the hub has no public model of that name: check it; if it is private, {log_in}"
+    elif isinstance(cause, RevisionNotFoundError):
+        trouble = "the hub's model of that name has no revision main: fetch the one you want and give its folder"
+    elif os.strerror(errno.ENOSPC) in str(cause):
+        trouble = f"the disk is too full to fetch it into {constants.HF_HUB_CACHE}: make room, or set HF_HOME to another place"
+    else:
+        trouble = (f"the hub is out of reach, with {'a part' if isinstance(cached, str) else 'nothing'} of it in the cache "
+                   f"{constants.HF_HUB_CACHE}: give a folder, or fetch it where there is a network "
+                   f"({(str(cause).strip() or repr(cause)).splitlines()[0]})")
+    raise UserError(f"model.path: there is no folder {name}, and {trouble}")
+
+
+def _is_whole(folder: Path, *, weights: bool) -> bool:
+    needed = [folder / "config.json", folder / "tokenizer.json", *(weight_files(folder) if weights else [])]
+    return all(file.is_file() for file in needed)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json names; whether they are there is not asked."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    shards = read_object(index, {"weight_map": {...: str}})["weight_map"]
+    if elsewhere := [name for name in shards.values() if not re.fullmatch(r"[\w-][\w.-]{0,200}", name)]:
+        raise UserError(f"{index}: weight_map must name files beside it, got {elsewhere[0]!r:.80}")
+    return [folder / name for name in dict.fromkeys(shards.values())]

@@ -1,0 +1,1 @@
+"""What a run wrote, read back and drawn. Loads no model."""

@@ -1,0 +1,277 @@
+"""The contract of database.py on the SQLite that Python links: tables in memory, or a file, untrusted SELECTs in, Executions
+out.
+
+Each worker slot has its own copy of every database it is asked for, or its own connection to the file, which it opens as
+immutable: queries run side by side and none sees another.
+Guards: `query_only`; an authorizer that permits reads of our tables and a list of functions; a clock; caps on lengths.
+One C function on long strings cannot be interrupted, so strings are short (`CELL_BYTES`) and calls few (`MAX_CALLS`).
+What only the text shows, sqlite_text.py sees. Sorts spill to unlinked temporary files, so memory stays flat.
+
+Text is compared as there, exactly but for trailing spaces (RTRIM). Known differences from MariaDB, so error rates are
+not comparable: table names ignore case; 7 / 2 is 3; || joins text; "x" is text only if no column is called x; YEAR, IF,
+LEFT and other functions of MariaDB are missing. CONCAT (NULL if any part is), CONCAT_WS, FLOOR, CEIL and CEILING (whole
+numbers) are ours on every version, and mean what they mean in MariaDB.
+"""
+
+import math
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from queue import LifoQueue
+from threading import Lock
+
+from minigrpo.common.errors import UserError
+from minigrpo.common.messages import unknown
+from minigrpo.task.sql.engines.database import DatabaseError, Execution, Status, Tables, create_table
+from minigrpo.task.sql.engines.guard import BLANK, MAX_SQL, Caps
+from minigrpo.task.sql.engines.introspect import SQLITE, read_tables
+from minigrpo.task.sql.engines.sqlite_text import named_twice, text_objection
+
+CELL_BYTES = 32_768         # of one value or one stored row: what a C function can be given
+MAX_CALLS = 50              # of functions and LIKEs in a statement
+STEPS_PER_LOOK = 100        # of SQLite's virtual machine, between two looks at the clock
+
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: CELL_BYTES, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4 * MAX_SQL,      # in bytes
+    sqlite3.SQLITE_LIMIT_COLUMN: 200, sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200, sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 25_000, sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 50, sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100, sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 0,
+}
+FUNCTIONS = frozenset("""
+    avg count group_concat max min sum total
+    cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank rank row_number
+    concat concat_ws glob instr length like lower ltrim replace rtrim substr substring trim upper
+    coalesce ifnull iif nullif typeof
+    abs ceil ceiling exp floor ln log log10 log2 mod pow power round sign sqrt trunc
+    current_date current_time current_timestamp date datetime julianday strftime time unixepoch
+""".split())
+MESSAGES: tuple[tuple[str, Status], ...] = (        # how the message of SQLite's general error, number 1, begins
+    (r'near ".*": syntax error$|unrecognized token|incomplete input$|too many SQL variables|variable number', "syntax"),
+    (r"no such column|cannot join using column", "unknown_column"),
+    (r"no such table", "unknown_table"),
+    (r"not authorized|vtable constructor failed|You can only execute one statement", "refused"),
+)
+CODES: dict[int, Status] = {
+    sqlite3.SQLITE_AUTH: "refused", sqlite3.SQLITE_READONLY: "refused", sqlite3.SQLITE_INTERRUPT: "timeout",
+    sqlite3.SQLITE_TOOBIG: "too_large", sqlite3.SQLITE_NOMEM: "too_large", sqlite3.SQLITE_FULL: "too_large",
+}
+BROKEN = {sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR,
+          sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISUSE}
+
+
+def open_sqlite(databases: Mapping[str, Tables], *, time_limit: float = 0.25, max_rows: int = 1000,
+                max_bytes: int = 1_000_000, connections: int = 4) -> "SQLite":
+    """Load the databases, to be queried by up to ``connections`` threads at once.
+
+    A query gets ``time_limit`` seconds of the processor (waiting for other threads does not count) and may return
+    ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a number as 8, NULL as 0), a value ``CELL_BYTES``.
+    ``DatabaseError``: tables that cannot be loaded, or whose rows are longer than ``CELL_BYTES``.
+    """
+    images = {name: _image(name, tables) for name, tables in databases.items()}
+    return SQLite(images, time_limit, Caps(max_rows, max_bytes), connections)
+
+
+def open_files(folder: str | Path, names: Iterable[str], *, time_limit: float = 0.25, max_rows: int = 1000,
+               max_bytes: int = 1_000_000, connections: int = 4) -> tuple["SQLite", dict[str, Tables]]:
+    """The same on databases that exist, "shop" being ``folder``'s shop.sqlite; and what tables they have.
+
+    Nothing that is run can change a file, nor may anyone else while it is open. A query that touches a value longer than
+    ``CELL_BYTES`` is ``too_large``. ``ValueError``: there is no such file; ``DatabaseError``: it cannot be read.
+    """
+    there = {file.stem: file for file in sorted(Path(folder).resolve().glob("*.sqlite"))}
+    files = {}
+    for name in names:
+        if name not in there:                               # no name leads out of the folder
+            raise UserError(f"{unknown('database', name, there)}: {folder} has "
+                             f"{', '.join(file.name for file in there.values()) or 'no *.sqlite'}")
+        files[name] = there[name]
+    tables = {name: _tables(name, file) for name, file in files.items()}
+    return SQLite(files, time_limit, Caps(max_rows, max_bytes), connections), tables
+
+
+class SQLite:
+    """Implements ``Database``. A slot serves one thread at a time: database name → worker, made on first use."""
+
+    def __init__(self, sources: Mapping[str, bytes | Path], time_limit: float, caps: Caps, connections: int) -> None:
+        """``sources``: a database's name → its image, or its file."""
+        if time_limit <= 0 or connections < 1:
+            raise UserError(f"expected time_limit > 0 and connections >= 1, got {time_limit} and {connections}")
+        self._sources, self._time_limit, self._caps, self._connections = sources, time_limit, caps, connections
+        self._closed, self._closing = False, Lock()
+        self._slots: LifoQueue[dict[str, _Worker]] = LifoQueue()
+        for _ in range(connections):
+            self._slots.put({})
+
+    def run(self, sql: str | None, database_name: str) -> Execution:
+        """See ``Database.run``. Blocks while all slots are busy (not counted in ``seconds``)."""
+        if database_name not in self._sources:
+            raise UserError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._sources))}")
+        if sql is None or not sql.strip(BLANK):
+            return Execution("no_sql")
+        if reason := text_objection(sql):
+            return Execution("refused", error=reason)
+        if name := named_twice(sql):
+            return Execution("other", error=f"Not unique table/alias: {name!r}")
+        slot = self._slots.get()
+        try:
+            if self._closed:
+                raise DatabaseError("SQLite is closed")
+            if database_name not in slot:
+                slot[database_name] = _Worker(self._sources[database_name], self._time_limit, self._caps)
+            return slot[database_name].run(sql)
+        except sqlite3.Error as error:                      # in opening it: what a query meets, its worker has sorted out
+            raise DatabaseError(f"SQLite cannot open {database_name!r} any more: {error}") from error
+        finally:
+            self._slots.put(slot)
+
+    def close(self) -> None:
+        """Wait for the queries that run, then free all copies and files."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            for slot in [self._slots.get() for _ in range(self._connections)]:
+                for worker in slot.values():
+                    worker.connection.close()
+                self._slots.put({})             # whoever waits for a slot gets the error
+
+    def __enter__(self) -> "SQLite":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Worker:
+    """One connection to one copy of a database, or to a file; one query at a time."""
+
+    def __init__(self, source: bytes | Path, time_limit: float, caps: Caps) -> None:
+        self.time_limit, self.caps = time_limit, caps
+        self.deadline, self.calls = 0.0, 0
+        self.connection = _connect(source) if isinstance(source, Path) else _connect()
+        if isinstance(source, bytes):
+            self.connection.deserialize(source)
+        names = self.connection.execute("SELECT lower(name) FROM sqlite_master WHERE type IN ('table', 'view')")
+        self.tables = frozenset(name for name, in names if not name.startswith("sqlite_"))
+        self.connection.execute("PRAGMA query_only = 1")
+        self.connection.execute("PRAGMA temp_store = FILE")
+        self.connection.set_authorizer(self._permit)
+        self.connection.set_progress_handler(lambda: time.thread_time() > self.deadline, STEPS_PER_LOOK)
+
+    def run(self, sql: str) -> Execution:
+        start = time.perf_counter()
+        self.deadline, self.calls = time.thread_time() + self.time_limit, 0
+        execution = self._query(sql)
+        return replace(execution, seconds=time.perf_counter() - start)
+
+    def _query(self, sql: str) -> Execution:
+        try:
+            with closing(self.connection.execute(sql)) as cursor:
+                columns, rows = tuple(column[0] for column in cursor.description), self.caps.read(cursor)
+        except MemoryError:                     # what Python makes of SQLITE_NOMEM
+            return Execution("too_large", code=sqlite3.SQLITE_NOMEM, error="out of memory")
+        except sqlite3.Error as error:          # Python's own errors have no number
+            return Execution(_status(error), code=getattr(error, "sqlite_errorcode", None), error=str(error))
+        if rows is None:
+            return Execution("too_large", error=str(self.caps))
+        return Execution("ok", rows, columns)
+
+    def _permit(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        """The authorizer: SQLite asks for each thing a statement would do. READ without a column: COUNT(*), a CTE."""
+        if action == sqlite3.SQLITE_FUNCTION:
+            self.calls += 1
+            allowed = str(second).lower() in FUNCTIONS and self.calls <= MAX_CALLS
+        elif action == sqlite3.SQLITE_READ:
+            allowed = second == "" or str(first).lower() in self.tables
+        else:
+            allowed = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
+        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+
+def _status(error: sqlite3.Error) -> Status:
+    """What kind of failure it was; raises ``DatabaseError`` if the statement is not to blame."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF          # the rest is detail
+    if code in BROKEN:
+        raise DatabaseError(f"SQLite failed: {error} ({error.sqlite_errorname})") from error
+    by_message = (status for start, status in MESSAGES if re.match(start, str(error), re.S))
+    return CODES[code] if code in CODES else next(by_message, "other")
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+def _image(name: str, tables: Tables) -> bytes:
+    """The database as one string of bytes, all columns indexed (600 → 4,000 of the benchmark's queries a second)."""
+    with closing(_connect()) as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, LIMITS[sqlite3.SQLITE_LIMIT_COLUMN])
+        try:
+            connection.execute("BEGIN")
+            for table in tables:
+                connection.execute(create_table(table, {"INT": "INTEGER", "TEXT": "TEXT COLLATE RTRIM"}))
+                places = ", ".join("?" * len(table.columns))
+                connection.executemany(f"INSERT INTO {table.name} VALUES ({places})", table.rows)
+                for column in table.columns[1:]:
+                    connection.execute(f"CREATE INDEX {table.name}_{column.name} ON {table.name}({column.name})")
+            connection.execute("COMMIT")
+            connection.execute("ANALYZE")
+        except (sqlite3.Error, OverflowError) as error:
+            raise DatabaseError(f"cannot load database {name!r}: {error}") from error
+        return connection.serialize()
+
+
+def _tables(name: str, file: Path) -> Tables:
+    """What a file holds. The statements are ours, so that a value may be long; it is cut where it is read."""
+    for beside in (file.with_name(file.name + end) for end in ("-wal", "-journal")):
+        if beside.is_file() and beside.stat().st_size:      # an immutable file is read without it
+            raise DatabaseError(f"{file} is not whole without {beside.name}: close what writes to it")
+    try:
+        with closing(_connect(file)) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2**31 - 1)
+            connection.text_factory = lambda text: text.decode(errors="replace")
+            return read_tables(name, SQLITE, lambda sql: connection.execute(sql).fetchall(), sqlite3.OperationalError)
+    except sqlite3.Error as error:
+        raise DatabaseError(f"{file} cannot be read: {error}") from error
+
+
+def _connect(file: Path | None = None) -> sqlite3.Connection:
+    """To a file, else to an empty database in memory; with the limits that untrusted SQL gets."""
+    # An immutable file is never written to, nor locked, and no other is made beside it.
+    address = f"{file.as_uri()}?mode=ro&immutable=1" if file else ":memory:"
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, cached_statements=0)
+    for limit, value in LIMITS.items():
+        connection.setlimit(limit, value)
+    for function, arguments, implementation in OURS:
+        connection.create_function(function, arguments, implementation, deterministic=True)
+    return connection
+
+
+# -------------------------------------------------------------------------------------------------------- functions
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _concat(*values: object) -> str | None:
+    return None if None in values else "".join(map(_text, values))
+
+
+def _concat_ws(separator: object, *values: object) -> str | None:
+    return None if separator is None else _text(separator).join(_text(value) for value in values if value is not None)
+
+
+def _whole(rounding: Callable[[float], int]) -> Callable[[object], int | None]:
+    """FLOOR or CEIL to a whole number, as in MariaDB; NULL for what is no number or too large for one."""
+    return lambda value: rounding(value) if isinstance(value, int | float) and abs(value) < 2**63 else None
+
+
+def _strip(strip: Callable[[str, str], str]) -> Callable[[object, object], str | None]:
+    """TRIM(text, characters). SQLite's own takes seconds on long arguments."""
+    return lambda text, characters: None if None in (text, characters) else strip(_text(text), _text(characters))
+
+
+OURS: tuple[tuple[str, int, Callable[..., str | int | None]], ...] = (
+    ("concat", -1, _concat), ("concat_ws", -1, _concat_ws),
+    ("floor", 1, _whole(math.floor)), ("ceil", 1, _whole(math.ceil)), ("ceiling", 1, _whole(math.ceil)),
+    ("trim", 2, _strip(str.strip)), ("ltrim", 2, _strip(str.lstrip)), ("rtrim", 2, _strip(str.rstrip)),
+)

@@ -1,0 +1,236 @@
+"""What GRPO starts from: a model that is given, made new, or either after a warm-up. Made once, kept in the run's folder.
+
+    out/new        a small model with random weights          model.path = "new"
+    out/base       the model after a full warm-up             warmup.method = "full"
+    out/warmup     the adapter after a LoRA warm-up           warmup.method = "lora"
+
+Each is an ordinary folder, written whole and read back by the loader that reads any other.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from minigrpo import config
+from minigrpo.common.console import say
+from minigrpo.common.device import choose_device, choose_dtype, generator
+from minigrpo.common.errors import UserError
+from minigrpo.common.files import whole_folder
+from minigrpo.evaluation.evaluate import evaluate_policy, summarise
+from minigrpo.policy.files.hub import find_model
+from minigrpo.policy.files.weights import (
+    Policy,
+    adapter_config,
+    create_model,
+    load_adapter,
+    load_model,
+    load_policy,
+    save_adapter,
+    save_model,
+)
+from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
+from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
+from minigrpo.rollout import Judge
+from minigrpo.task.sql.prompt import TEMPLATES
+from minigrpo.task.sql.question import Question
+from minigrpo.task.stream import epoch_order
+from minigrpo.training.warmup import encode_examples, warm_up
+
+
+# --------------------------------------------------------------------------------------------------------- where it stands
+def base_path(cfg: config.Config) -> str:
+    """The folder or hub id of the frozen weights under the adapters."""
+    if cfg.warmup.source and cfg.warmup.method == "full":
+        return str(Path(cfg.run.out) / "base")
+    return untaught(cfg)
+
+
+def untaught(cfg: config.Config) -> str:
+    """The same before any warm-up."""
+    return str(Path(cfg.run.out) / "new") if cfg.model.path == "new" else cfg.model.path
+
+
+def start_adapter(cfg: config.Config) -> str:
+    """The adapter that is the reference policy, or "": the base itself is. ``model.adapter``, but for a warm-up by LoRA; an
+    adapter given to be evaluated is always that."""
+    if cfg.warmup.source and cfg.warmup.method == "lora" and not cfg.model.adapter:
+        return str(Path(cfg.run.out) / "warmup")
+    return cfg.model.adapter
+
+
+def adapter_facts(cfg: config.Config) -> dict:
+    """rank, alpha, targets and rank_stabilised: the config's, or those of the adapter that training starts from."""
+    if cfg.model.adapter:
+        return adapter_config(Path(cfg.model.adapter))
+    return {"rank": cfg.lora.rank, "alpha": cfg.lora.alpha, "targets": cfg.lora.targets,
+            "rank_stabilised": cfg.lora.rank_stabilised}
+
+
+def load_start(cfg: config.Config) -> Policy:
+    """The base with adapters on top: fresh ones that change nothing yet, or the start adapter, which is then the reference.
+
+    What ``make_start`` should have made and has not: ``ValueError``.
+    """
+    base, adapter = _made(cfg)
+    policy = _load(cfg, base)
+    if adapter:
+        load_adapter(policy.model, Path(adapter), base=base)
+        freeze_reference(policy.model)
+    return policy
+
+
+def _made(cfg: config.Config) -> tuple[str, str]:
+    base, adapter = base_path(cfg), start_adapter(cfg)
+    for made, given in ((base, cfg.model.path), (adapter, cfg.model.adapter)):
+        if made != given and not Path(made).is_dir():
+            raise UserError(f"{made} is not there yet: train.py makes what this config starts from")
+    record = Path(cfg.run.out) / "config.toml"
+    if base != untaught(cfg) and record.is_file() and (then := config.load_config(record).model.path) != cfg.model.path:
+        raise UserError(f"model.path: {base} was made from {then}, not from {cfg.model.path}; with warmup.source = \"\" that "
+                         f"would be taken as it is")
+    return base, adapter
+
+
+def merge_start(cfg: config.Config, out: Path) -> None:
+    """Write the base with the start adapter merged in as an ordinary model folder, in the dtype of the base's own file.
+
+    The base stays in its file, mapped, and a layer is merged when it is written. No adapter, or an ``out`` that holds
+    something: ``ValueError``.
+    """
+    base, adapter = _made(cfg)
+    if not adapter:
+        raise UserError("--merge: there is nothing to merge: name an adapter by --adapter or model.adapter")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--merge: {out} is there already: name a folder that is not there yet, or is empty")
+    folder = find_model(base)
+    facts = adapter_config(Path(adapter))
+    model = load_model(folder, dtype=None, device="cpu")
+    add_lora(model, **facts, generator=generator(cfg.run.seed, 0, "adapters"))
+    load_adapter(model, Path(adapter), base=base)
+    with whole_folder(out) as aside:
+        save_model(model, aside, like=folder)
+
+
+def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:
+    device = choose_device(cfg.model.device)
+    folder = find_model(base)                               # once: a hub id is looked up over the network
+    policy = load_policy(folder, dtype=dtype or choose_dtype(cfg.model.dtype, device), device=device,
+                         stop_strings=cfg.generation.stop_strings, stop_ids=turn_end(cfg, folder))
+    if adapters:
+        add_lora(policy.model, **adapter_facts(cfg), generator=generator(cfg.run.seed, 0, "adapters"))
+    policy.model.checkpointing = cfg.model.checkpointing
+    if cfg.model.fuse:
+        policy.model.fuse()
+    return policy
+
+
+def turn_end(cfg: config.Config, folder: Path) -> tuple[int, ...]:
+    """The id of what ends a turn of the template, first among what ends a completion: a warm-up has gold SQL end with it where
+    no stop string does. A marker that is no token of its own: ``ValueError``."""
+    markers = TEMPLATES[cfg.task.template].markers
+    if not markers:
+        return ()
+    tokenizer = load_tokenizer(folder)                      # once more later: better before the weights than after
+    ids = [tokenizer.added_token(marker) for marker in markers]
+    if None in ids:
+        raise _lacking(cfg, markers[ids.index(None)], str(folder))
+    return (ids[-1],)
+
+
+def _lacking(cfg: config.Config, marker: str, model: str) -> ValueError:
+    without = ", ".join(name for name, template in TEMPLATES.items() if not template.markers)
+    return UserError(f"task.template: {cfg.task.template} needs {marker} to be one token of the model's tokenizer, which it "
+                      f"is not in {model}; templates that need no such token: {without}")
+
+
+# ---------------------------------------------------------------------------------------------------------- how it is made
+def check_start(cfg: config.Config, train: Sequence[Question]) -> None:
+    """Before anything is loaded: whether a new model can be shown the template, and the warm-up has what it needs. Else
+    ``ValueError``."""
+    markers = TEMPLATES[cfg.task.template].markers
+    if cfg.model.path == "new" and markers:
+        raise _lacking(cfg, markers[0], "a new model")
+    if not cfg.warmup.source:
+        return
+    known = sum(question.gold_sql is not None for question in train)
+    if not known:
+        raise UserError(f"warmup.source: {cfg.warmup.source} has no gold SQL for the split {cfg.task.split}")
+    if known < cfg.warmup.examples:
+        raise UserError(f"warmup.examples: {cfg.warmup.examples} were asked for, {cfg.warmup.source} has gold SQL for "
+                         f"{known} questions of the split {cfg.task.split}")
+    if cfg.model.adapter:
+        raise UserError("model.adapter: a warm-up makes its own start; take one of model.adapter and warmup.source")
+
+
+def check_prompts_fit(tokenizer: Tokenizer, limit: int, judge: Judge, questions: Sequence[Question],
+                      max_new_tokens: int) -> int:
+    """The tokens of the longest prompt. One that does not fit a context of ``limit`` tokens with its completion:
+    ``ValueError``, before anything is computed."""
+    longest = 0
+    for question in questions:
+        length = len(tokenizer.encode(judge.prompt(question)))
+        if length + max_new_tokens > limit:
+            raise UserError(f"the prompt of {question.id} has {length} tokens; with generation.max_new_tokens = "
+                             f"{max_new_tokens} that is more than the model's context of {limit}: lower it, "
+                             f"task.samples or the number of task.examples")
+        longest = max(longest, length)
+    return longest
+
+
+def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> None:
+    """Make what is not there yet in the run's folder. ``train``: questions, some with gold SQL; ``asked``: what ``stop_at`` is
+    measured on."""
+    out = Path(cfg.run.out)
+    if cfg.model.path == "new" and not (out / "new").exists():
+        with whole_folder(out / "new") as aside:
+            create_model(aside, new_texts(judge.prompt, train), generator=generator(cfg.run.seed, 0, "weights"),
+                         **vars(cfg.model.new))
+    if not cfg.warmup.source:
+        return
+    made = out / ("base" if cfg.warmup.method == "full" else "warmup")
+    if not made.exists():
+        policy = _warm_policy(cfg, judge, train, asked)
+        with whole_folder(made) as aside:
+            if cfg.warmup.method == "full":
+                model = policy.model.to(choose_dtype(cfg.model.dtype, policy.model.device))
+                save_model(model, aside, like=find_model(untaught(cfg)))
+            else:
+                save_adapter(policy.model, aside, base=untaught(cfg), **adapter_facts(cfg))
+    shutil.rmtree(out / "warmup-state", ignore_errors=True)
+
+
+def new_texts(prompt: Callable[[Question], str], train: Sequence[Question]) -> list[str]:
+    """What a new model's tokenizer is trained on."""
+    return [text for question in train for text in (prompt(question), question.gold_sql or "")]
+
+
+def _warm_policy(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> Policy:
+    full = cfg.warmup.method == "full"
+    # All weights move in float32 whatever they are kept in: bf16 would swallow the small steps.
+    policy = _load(cfg, untaught(cfg), adapters=not full, dtype=torch.float32 if full else None)
+    parameters = dict(policy.model.named_parameters()) if full else adapter_parameters(policy.model)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, judge, [*train, *asked],
+                      cfg.generation.max_new_tokens)
+    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, policy.tokenizer,
+                               policy.model.architecture.max_positions, cfg.generation.stop_strings)
+    if long := sum(len(completion) > cfg.generation.max_new_tokens for _, completion in examples):
+        say(f"warm-up: {long} of {len(examples)} gold queries can never be written: they are longer\n"
+            f"than generation.max_new_tokens = {cfg.generation.max_new_tokens}")
+
+    def score() -> float:
+        rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
+        return summarise(rows, {cfg.evaluation.split: len(asked)})[cfg.evaluation.split]["strict"]
+
+    warm_up(policy.model, parameters, examples, cfg.warmup, seed=cfg.run.seed, micro_batch_tokens=cfg.grpo.micro_batch_tokens,
+            max_grad_norm=cfg.grpo.max_grad_norm, save_every=cfg.run.save_every, score=score, folder=Path(cfg.run.out))
+    return policy
+
+
+def draw_examples(train: Sequence[Question], count: int, seed: int) -> list[Question]:
+    """``count`` questions with gold SQL, drawn by ``seed``."""
+    known = [question for question in train if question.gold_sql is not None]
+    return [known[place] for place in epoch_order(len(known), seed, 0)[:count]]

@@ -1,0 +1,410 @@
+"""evaluate.py: rows and figures that can be recomputed by hand, files of predictions that anything may have written."""
+
+import dataclasses
+import json
+
+import pytest
+
+from minigrpo.config import load_config
+from minigrpo.evaluation import evaluate
+from minigrpo.evaluation.evaluate import (
+    add_ceilings,
+    add_intervals,
+    before_after,
+    blind_guesses,
+    evaluate_policy,
+    evaluate_predictions,
+    read_predictions,
+    report_splits,
+    score_row,
+    show_report,
+    summarise,
+)
+from minigrpo.rollout import Judge, collect
+from minigrpo.task.sql.data import athletes
+from minigrpo.task.sql.data.temptabqa import load_questions
+from minigrpo.task.sql.engines.database import Column, Database, Execution, MockDatabase, Table
+from minigrpo.task.sql.engines.sqlite import open_sqlite
+from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.reward import make_reward
+from minigrpo.training.assemble import load_split, open_judge
+from minigrpo.training.starting_model import load_start
+
+FIELDS = ["split", "index", "kind", "question", "gold", "sql", "status", "answer", "ems", "rems", "strict", "invented"]
+NOBODY = Judge(lambda asked: asked.text, MockDatabase(), make_reward("paper"), 1, schema=lambda database: f"{database}: 2012")
+
+
+def question(answer: str, index: int = 0, split: str = "t", kind: str = "1", gold: str | None = None) -> Question:
+    return Question(f"{split}/{index}", split, index, "?", answer, "original", kind, gold)
+
+
+# ------------------------------------------------------------------------------------------------------------------ rows
+def test_a_row_by_hand():
+    """Gold "Suva, Kraków"; output "Suva 2012, Suva": one of two parts is found as whole words, so REMS is 0.5 and EMS 0."""
+    row = score_row(question("Suva, Kraków", 7), "SELECT ...", Execution("ok", (("Suva", 2012), ("Suva",))), NOBODY)
+    assert list(row) == FIELDS
+    assert row == {"split": "t", "index": 7, "kind": "1", "question": "?", "gold": "Suva, Kraków", "sql": "SELECT ...",
+                   "status": "ok", "answer": "Suva 2012, Suva", "ems": 0, "rems": 0.5, "strict": 0, "invented": 0}
+    both = score_row(question("Suva, Kraków"), "S", Execution("ok", (("Kraków",), ("Suva",))), NOBODY)
+    assert (both["ems"], both["rems"], both["strict"]) == (1, 1.0, 1)
+    more = score_row(question("Suva"), "S", Execution("ok", (("Kraków",), ("Suva",))), NOBODY)     # too much: wrong if strict
+    assert (more["ems"], more["rems"], more["strict"]) == (1, 1.0, 0)
+
+
+@pytest.mark.parametrize("status", ["no_sql", "refused", "syntax", "timeout", "too_large", "other"])
+def test_an_error_answers_nothing_even_where_the_answer_is_none(status):
+    row = score_row(question("None"), None, Execution(status, (("None",),)), NOBODY)
+    assert (row["status"], row["answer"], row["ems"], row["rems"], row["strict"]) == (status, "", 0, 0.0, 0)
+
+
+def test_a_value_that_neither_question_nor_its_own_database_has_is_invented():
+    """The question "?" has no value, the schema 2012; an error has what its SQL says, and no SQL says nothing."""
+    for sql, invented in (("SELECT 2012", 0), ("SELECT 2013", 1), ("SELECT 'original'", 0), ("SELECT 'other'", 1), (None, 0)):
+        assert score_row(question("2"), sql, Execution("syntax"), NOBODY)["invented"] == invented, sql
+
+
+# --------------------------------------------------------------------------------------------------------------- summary
+def row(split: str, kind: str, status: str, ems: int, rems: float, strict: int, **more: int) -> dict:
+    return {"split": split, "kind": kind, "status": status, "ems": ems, "rems": rems, "strict": strict, **more}
+
+
+def test_a_summary_by_hand():
+    """Three of a's nine and one of b's one. a: strict 1 of 3 = 33.33 %, EMS 2 of 3 = 66.67 %, REMS (1 + 1 + 0)/3 = 66.67 %,
+    one timeout = 33.33 %, one EMS without strict; of kind x two, strict 1 of 2, no error; of kind y the timeout. b: all 0, and
+    a syntax error. c has four questions and no rows, d is absent."""
+    rows = [row("a", "x", "ok", 1, 1.0, 1), row("b", "x", "syntax", 0, 0.0, 0), row("a", "x", "ok", 1, 1.0, 0),
+            row("a", "y", "timeout", 0, 0.0, 0)]
+    nothing = {"strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0, "hack": 0.0}
+    assert summarise(rows, {"a": 9, "b": 1, "c": 4, "d": 0}) == {
+        "a": {"n": 3, "of": 9, "strict": 33.33, "ems": 66.67, "rems": 66.67, "error_rate": 33.33, "hack": 33.33,
+              "status": {"ok": 66.67, "timeout": 33.33},
+              "kinds": {"x": {"n": 2, "strict": 50.0, "ems": 100.0, "rems": 100.0, "error_rate": 0.0, "hack": 50.0},
+                        "y": {"n": 1, **nothing}}},
+        "b": {"n": 1, "of": 1, **nothing, "status": {"syntax": 100.0}, "kinds": {"x": {"n": 1, **nothing}}},
+        "c": {"n": 0, "of": 4}, "d": {"n": 0, "of": 0, "absent": True}}
+
+
+def test_kinds_and_luck_add_up():
+    """suite and blind stand where every row has them: of kind x both, 1 of 2; over all only blind, because z has no suite.
+    And n-weighted means over kinds are the means over all."""
+    rows = [row("a", "x", "ok", 1, 1.0, 1, blind=0, suite=1), row("a", "x", "ok", 1, 1.0, 1, blind=1, suite=0),
+            row("a", "z", "ok", 0, 0.5, 0, blind=0), row("a", "z", "no_sql", 0, 0.0, 0, blind=0),
+            row("a", "z", "ok", 1, 0.5, 0, blind=0)]
+    a = summarise(rows, {"a": 5})["a"]
+    assert a["kinds"]["x"] == {"n": 2, "strict": 100.0, "ems": 100.0, "rems": 100.0, "suite": 50.0, "blind": 50.0,
+                               "error_rate": 0.0, "hack": 0.0, "unguessed": 100.0}
+    assert "suite" not in a and "suite" not in a["kinds"]["z"] and a["blind"] == 20.0
+    assert sum(kind["n"] for kind in a["kinds"].values()) == a["n"] == 5
+    for name in ("strict", "ems", "rems", "blind", "error_rate"):
+        assert sum(kind["n"] * kind[name] for kind in a["kinds"].values()) / 5 == pytest.approx(a[name], abs=0.01)
+
+
+def test_what_nobody_can_guess_is_counted_of_the_wrong_guesses_alone():
+    """Blind is wrong on three of five, of which one is right: 33.33. Where every guess is right, there is no such figure."""
+    rows = [row("a", "x", "ok", 1, 1.0, 1, blind=1), row("a", "x", "ok", 0, 0.0, 0, blind=1),
+            row("a", "y", "ok", 1, 1.0, 1, blind=0), row("a", "y", "ok", 1, 1.0, 0, blind=0),
+            row("a", "y", "ok", 0, 0.0, 0, blind=0)]
+    a = summarise(rows, {"a": 5})["a"]
+    assert a["unguessed"] == a["kinds"]["y"]["unguessed"] == 33.33 and "unguessed" not in a["kinds"]["x"]
+
+
+def test_intervals_stand_beside_the_figures_of_each_split():
+    """All alike leave no doubt; of four questions with one right no other bound than these is possible (test_intervals.py)."""
+    rows = [row("b", "x", "ok", 1, 1.0, 1)] * 3 + [row("a", "x", "ok", 0, 0.0, 0)] * 3 + [row("a", "x", "ok", 1, 1.0, 1)]
+    summary = summarise(rows, {"a": 4, "b": 3, "c": 1})
+    add_intervals(summary, rows)
+    assert summary["a"]["interval"] == {**dict.fromkeys(["strict", "ems", "rems"], [0.0, 75.0]),
+                                        **dict.fromkeys(["error_rate", "hack"], [0.0, 0.0])}
+    assert summary["b"]["interval"]["strict"] == [100.0, 100.0] and "interval" not in summary["c"]
+
+
+# ------------------------------------------------------------------------------------------------- what luck could have done
+def test_who_has_not_read_the_question_says_what_is_said_most_often():
+    """Of kind count: 2 twice, 3 once. Of kind yes a tie, which the earlier one wins. An answer counts as a whole text."""
+    train = [question(answer, kind=kind) for kind, answer in (
+        ("count", "3"), ("yes", "Yes"), ("count", "2"), ("list", "a, b"), ("yes", "No"), ("count", "2"), ("list", "b, a"))]
+    assert blind_guesses(train) == {"count": "2", "yes": "Yes", "list": "a, b"}
+    assert blind_guesses([]) == {}
+
+
+PETS = {"first": (Table("Pet", (Column("id", "INT"), Column("name", "TEXT")), ((1, "a"), (2, "b"))),
+                  Table("OnlyHere", (Column("id", "INT"),), ((1,), (2,)))),
+        "second": (Table("Pet", (Column("id", "INT"), Column("name", "TEXT")), ((4, "b"), (5, "c"), (6, "c"))),)}
+COUNT, LIST = "SELECT COUNT(*) FROM Pet", "SELECT name FROM Pet"
+
+
+def judged(cases: list[tuple[str | None, str, str | None]], *, second: str, guesses: dict[str, str] | None) -> list[dict]:
+    """Rows of (our SQL, gold answer, gold SQL), run on "first" and looked at again on ``second``, "" for none."""
+    questions = [dataclasses.replace(question(answer, i, gold=gold), database="first")
+                 for i, (_, answer, gold) in enumerate(cases)]
+    with Judge(lambda asked: asked.text, open_sqlite(PETS), make_reward("paper"), 2, second) as judge:
+        rows = evaluate_predictions(questions, [sql for sql, _, _ in cases], judge)
+        before = [dict(row) for row in rows]
+        add_ceilings(rows, questions[::-1], guesses, judge)             # questions in any order
+    assert all(row.items() >= old.items() and list(row)[:len(old)] == list(old) for row, old in zip(rows, before))
+    return rows
+
+
+SUITE = [
+    (COUNT, "2", COUNT, 1, 1),                                  # two pets in the first, three in the second: found in both
+    ("SELECT 2", "2", COUNT, 1, 0),                             # right by chance, found out: there it is 3
+    ("SELECT COUNT(*) FROM OnlyHere", "2", COUNT, 1, 0),        # right, and an error on the second
+    ("SELECT 3", "2", COUNT, 0, 0),                             # right on the second only
+    ("SELECT MIN(id) + 1 FROM Pet", "2", COUNT, 1, 0),          # 5 there
+    ("SELECT nothing FROM Pet", "2", COUNT, 0, 0),              # an error on both
+    (None, "2", COUNT, 0, 0),
+    (LIST + " ORDER BY id DESC", "a, b", LIST, 1, 1),           # in another order
+    ("SELECT DISTINCT name FROM Pet", "a, b", LIST, 1, 1),      # once what gold SQL says twice
+    ("SELECT name FROM Pet WHERE id < 6", "a, b", LIST, 1, 1),  # luck that two databases do not find out
+    ("SELECT name, 1 FROM Pet", "a 1, b 1", LIST, 1, 0),        # another column
+    ("SELECT 'b' UNION SELECT 'a'", "a, b", LIST, 1, 0),
+    # an error there, where gold SQL finds nothing: not the same
+    ("SELECT name FROM Pet WHERE id IN (SELECT id FROM OnlyHere)", "a, b", LIST + " WHERE id < 4", 1, 0),
+    # nothing there, where gold SQL finds nothing either, and where gold SQL itself fails: the one is right, the other no match
+    ("SELECT name FROM Pet WHERE id < 3", "a, b", LIST + " WHERE id < 4", 1, 1),
+    ("SELECT name FROM Pet WHERE id < 3", "a, b", "SELECT name FROM Pet, OnlyHere", 1, 0),
+]
+
+
+@pytest.mark.parametrize("sql, answer, gold, strict, suite", SUITE)
+def test_a_second_database_finds_out_what_is_right_by_chance(sql, answer, gold, strict, suite):
+    row, = judged([(sql, answer, gold)], second="second", guesses={})
+    assert (row["strict"], row["suite"]) == (strict, suite)
+
+
+def test_many_rows_are_judged_as_each_alone():
+    rows = judged([(sql, answer, gold) for sql, answer, gold, _, _ in SUITE[:-1]], second="second", guesses={"1": "2"})
+    assert [row["suite"] for row in rows] == [suite for *_, suite in SUITE[:-1]]
+    assert list(rows[0]) == [*FIELDS, "blind", "constant", "suite"]
+
+
+def test_no_second_database_or_no_gold_sql_no_suite():
+    assert not any("suite" in row for row in judged([(COUNT, "2", COUNT), (None, "2", None)], second="", guesses={}))
+    with_gold, without = judged([(COUNT, "2", COUNT), (COUNT, "2", None)], second="second", guesses={})
+    assert with_gold["suite"] == 1 and "suite" not in without
+    assert "suite" not in summarise([with_gold, without], {"t": 2})["t"]
+    assert judged([], second="second", guesses={}) == []
+
+
+def test_a_blind_guess_is_right_where_it_is_the_whole_answer():
+    """The guess is "2": right for "2" and " 2", not for "2, 3" nor "12"; a kind that training has not seen has no guess."""
+    answers = ["2", " 2", "2, 3", "12"]
+    rows = judged([(None, answer, None) for answer in answers], second="", guesses={"1": "2"})
+    assert [row["blind"] for row in rows] == [1, 1, 0, 0]
+    assert [row["blind"] for row in judged([(None, "2", None)], second="", guesses={"other": "2"})] == [0]
+    assert not any("blind" in row for row in judged([(None, "2", None)], second="", guesses=None))     # nobody knows a guess
+
+
+def test_one_answer_to_all_satisfies_ems_for_counts_years_and_yes():
+    """0 to 40, Yes, No, 1980 to 2024: the ends are in, what lies beyond or is a name is not, and a list needs every part."""
+    answers = {"0": 1, "40": 1, "41": 0, "1979": 0, "1980": 1, "2024": 1, "Yes": 1, "No, 3": 1, "Suva": 0, "3, Suva": 0}
+    rows = judged([(None, answer, None) for answer in answers], second="", guesses={})
+    assert [row["constant"] for row in rows] == list(answers.values())
+
+
+# ------------------------------------------------------------------------------------------------------------ before, after
+def figures(strict: float, ems: float, rems: float, errors: float, **more: float) -> dict:
+    return {"n": 2, "strict": strict, "ems": ems, "rems": rems, "error_rate": errors, **more}
+
+
+def test_before_and_after_to_the_letter():
+    """A line for each kind, by name; all together last. A blind guess is the same before and after."""
+    before = figures(20.0, 30.0, 40.0, 10.0, suite=15.0, blind=5.0) | {
+        "n": 4, "of": 4, "kinds": {"easy/b": figures(0.0, 0.0, 0.0, 100.0, suite=0.0, blind=0.0),
+                                   "easy/a": figures(33.33, 50.0, 66.67, 0.0, suite=33.0, blind=9.6)}}
+    after = figures(60.4, 70.0, 80.0, 0.0, suite=55.0, blind=5.0) | {
+        "n": 4, "of": 4, "kinds": {"easy/a": figures(66.67, 80.0, 90.0, 0.0, suite=66.0, blind=9.6),
+                                   "easy/b": figures(10.0, 20.0, 30.0, 40.0, suite=0.0, blind=0.0)}}
+    lines = before_after("dev", before, after).splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["dev", "strict", "EMS", "REMS", "errors", "suite", "blind"],
+        "easy/a 33→67 50→80 67→90 0→0 33→66 10".split(),
+        "easy/b 0→10 0→20 0→30 100→40 0→0 0".split()]
+    assert lines[3].split() == "all 4 20.0→60.4 30.0→70.0 40.0→80.0 10.0→0.0 15.0→55.0 5.0".split()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1          # flush on the right
+
+
+def test_before_and_after_without_a_second_database_to_the_letter():
+    before = figures(0.0, 0.0, 50.0, 100.0) | {"n": 1, "of": 1, "kinds": {"1": figures(0.0, 0.0, 50.0, 100.0)}}
+    after = figures(100.0, 100.0, 100.0, 0.0) | {"n": 1, "of": 1, "kinds": {"1": figures(100.0, 100.0, 100.0, 0.0)}}
+    shown = before_after("dev", before, after)
+    assert shown.splitlines()[:2] == [line for line in shown.splitlines() if "all" not in line]
+    assert [line.split() for line in shown.splitlines()[:2]] == [["dev", "strict", "EMS", "REMS", "errors"],
+                                                                 "1 0→100 0→100 50→100 100→0".split()]
+
+
+@pytest.mark.parametrize("split", list(athletes.SPLITS))
+def test_before_and_after_is_never_wider_than_80_columns(split):
+    """The widest there is, all athletes' kinds beside it: 99.9 everywhere, for 100 needs no decimal."""
+    every = figures(99.9, 99.9, 99.9, 99.9, suite=99.9, blind=99.9)
+    kinds = {kind.name: every for kind in athletes.KINDS}
+    summary = every | {"n": 9999, "of": 9999, "kinds": kinds}
+    shown = before_after(split, summary, summary).splitlines()
+    assert len(shown) == 1 + len(kinds) + 1 and max(map(len, shown)) <= 80
+
+
+def test_a_report_on_the_console(capsys):
+    """A table for each split, in their order, and what the two last columns are."""
+    right = figures(100.0, 100.0, 100.0, 0.0, blind=0.0)
+    one = right | {"n": 2, "of": 2, "kinds": {"k": right}}
+    record = {"steps": 3, "before": {"heldout": one, "dev": one}, "after": {"heldout": one, "dev": one}}
+    show_report(record)
+    shown = capsys.readouterr().out
+    for split in ("heldout", "dev"):
+        assert before_after(split, one, one) in shown
+    assert shown.index("heldout") < shown.index("dev") and max(map(len, shown.splitlines())) <= 80
+
+
+# ----------------------------------------------------------------------------------------------------------- predictions
+def write(tmp_path, text: str | bytes):
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def test_predictions_from_anywhere(tmp_path):
+    """Blank lines, other keys, Windows line ends, no SQL at all, and separators that are no line ends."""
+    file = write(tmp_path, '{"split": "dev", "index": 1, "sql": "SELECT \u2028\x85", "type": 3}\r\n\n'
+                           '{"sql": null, "index": 0, "split": "dev"}\r\n{"split": "train", "index": 0, "sql": ""}')
+    assert list(read_predictions(file).items()) == [(("dev", 1), "SELECT \u2028\x85"), (("dev", 0), None), (("train", 0), "")]
+    assert read_predictions(write(tmp_path, "")) == {}
+
+
+GOOD = '{"split": "dev", "index": 0, "sql": "SELECT 1"}\n'
+EXPECTED = "expected a JSON object with split (text), index (integer) and sql (text or null), got "
+
+
+@pytest.mark.parametrize("line, sentence", [
+    ("SELECT 1", f"{EXPECTED}something else (Expecting value"),
+    ('{"split": "dev", "index": 1, "sql": "SEL', f"{EXPECTED}something else (Unterminated string"),
+    ('["dev", 1, "SELECT 1"]', f"{EXPECTED}[\"dev\", 1"),
+    ("3", f"{EXPECTED}3"),
+    ('{"split": "dev", "index": 1, "sql": "\\ud800"}', f"{EXPECTED}something else ("),
+    ('{"split": "dev", "index": 1}', "expected a JSON object with sql (text or null), got "),
+    ('{"split": "dev", "index": "1", "sql": "x"}', 'expected a JSON object with index (integer), got {"index": "1"}'),
+    ('{"split": "dev", "index": 1.0, "sql": "x"}', 'expected a JSON object with index (integer), got {"index": 1.0}'),
+    ('{"split": "dev", "index": true, "sql": "x"}', 'expected a JSON object with index (integer), got {"index": true}'),
+    ('{"split": ["dev"], "index": 1, "sql": "x"}', 'expected a JSON object with split (text), got {"split": ["dev"]}'),
+    ('{"split": "dev", "index": 1, "sql": ["x"]}', 'expected a JSON object with sql (text or null), got {"sql": ["x"]}'),
+    ('{"split": "dev", "index": 0, "sql": "x"}', "dev/0 is given a second time"),
+])
+def test_a_line_that_is_no_prediction(tmp_path, line, sentence):
+    file = write(tmp_path, GOOD + line)
+    with pytest.raises(ValueError) as caught:
+        read_predictions(file)
+    assert str(caught.value).startswith(f"{file}:2: {sentence}") and "\n" not in str(caught.value)
+
+
+def test_files_that_hold_no_predictions(tmp_path):
+    with pytest.raises(ValueError, match=f"--predictions: there is no file {tmp_path}/none.jsonl"):
+        read_predictions(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match=f"--predictions: there is no file {tmp_path}"):
+        read_predictions(tmp_path)
+    with pytest.raises(ValueError, match="p.jsonl:1: expected a JSON object"):
+        read_predictions(write(tmp_path, b"\xff\xfe{\x00"))
+
+
+def test_predictions_keep_their_order_and_run_on_their_own_database(small_toml):
+    """Silver of 2014 exists in the original only; the same SQL on two databases is two queries."""
+    cfg = load_config(small_toml, ["run.out=unused"])
+    asked = [load_questions(cfg.task.path, split)[0] for split in ("counterfactual", "train", "dev")]
+    silver = "SELECT COUNT(*) FROM Medal WHERE type = 'MedalSilver' AND year = 2014"
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        rows = evaluate_predictions(asked, [silver, silver, None], judge)
+    assert [(row["split"], row["answer"], row["status"]) for row in rows] == [
+        ("counterfactual", "0", "ok"), ("train", "1", "ok"), ("dev", "", "no_sql")]
+
+
+# ---------------------------------------------------------------------------------------------------------------- policy
+def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
+    """A question's row is the same whatever it is decoded beside, and whatever the config trains with. They come as they
+    are decoded, short prompts first."""
+    cfg = load_config(small_toml, ["run.out=unused"])
+    policy = load_start(cfg)
+    asked = [question for split in ("train", "counterfactual", "medium") for question in load_questions(cfg.task.path, split)]
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        def evaluated(questions, generation, batch):
+            return sorted(evaluate_policy(questions, policy, judge, generation, batch), key=place)
+
+        def place(row):
+            return row["split"], row["index"]
+
+        rows = evaluated(asked, cfg.generation, 16)
+        assert [place(row) for row in rows] == sorted((question.split, question.index) for question in asked)
+        first = next(evaluate_policy(asked, policy, judge, cfg.generation, 1))
+        assert place(first) == min((len(judge.prompt(q)), i, (q.split, q.index)) for i, q in enumerate(asked))[2]
+        assert all(list(row) == FIELDS and row["sql"].startswith("SELEC") for row in rows)
+        for batch in (1, 3):
+            assert evaluated(asked, cfg.generation, batch) == rows
+        beams = load_config(small_toml, ["run.out=unused", "generation.method=beam", "generation.temperature=5"])
+        assert evaluated(asked, beams.generation, 4) == rows
+        assert evaluated(asked[::-1], cfg.generation, 16) == rows
+        assert evaluated([], cfg.generation, 16) == []
+        assert json.dumps(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A real database that keeps a list of what it is asked."""
+
+    database: Database
+    asked: list[tuple[str | None, str]]
+
+    def run(self, sql: str | None, database_name: str) -> Execution:
+        self.asked.append((sql, database_name))
+        return self.database.run(sql, database_name)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def test_a_question_that_recurs_is_decoded_once_and_each_query_runs_once(small_toml, monkeypatch):
+    """Twelve questions: four texts, each twice to one database (of which once with another answer), once to another. That is
+    eight prompts to a database. The model knows five statements, so of ten possible queries none may run twice, also not in
+    different batches."""
+    cfg = load_config(small_toml, ["run.out=unused"])
+    asked = [Question(f"{split}/{i}", split, i, f"How many of {'x' * i}?", answer, database, "k")
+             for split, database, answer in (("a", "original", "1"), ("b", "original", "2"), ("c", "counterfactual", "1"))
+             for i in range(4)]
+    decoded = []
+
+    def watched(questions, *arguments, **options):
+        decoded.extend((question.text, question.database) for question in questions)
+        return collect(questions, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "collect", watched)
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        counting = Counting(judge.database, [])
+        rows = list(evaluate_policy(asked, load_start(cfg), dataclasses.replace(judge, database=counting), cfg.generation, 2))
+    assert len(decoded) == len(set(decoded)) == 8
+    assert len(counting.asked) == len(set(counting.asked)) <= 10
+    by_place = {(row["split"], row["index"]): row for row in rows}
+    assert len(rows) == len(by_place) == 12
+    for i in range(4):
+        first, again = by_place["a", i], by_place["b", i]
+        assert (first["sql"], first["answer"]) == (again["sql"], again["answer"])
+        assert [first["strict"], again["strict"]] == [int(first["answer"] == wanted) for wanted in "12"]
+
+
+def test_a_report_is_an_evaluation_with_luck_beside_it(sql_model, small_toml):
+    """Athletes of two splits: the same rows as without a report, each with blind and suite; the figures are those rows'."""
+    cfg = load_config(small_toml, ["run.out=unused", "task.kind=athletes", "task.template=compact"])
+    policy, train = load_start(cfg), load_split(cfg.task, "train")
+    splits = {split: load_split(cfg.task, split)[:40] for split in ("heldout", "counterfactual")}
+    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+        rows, summary = report_splits(splits, train, policy, judge, cfg.generation, 16)
+        plain = list(evaluate_policy([*splits["heldout"], *splits["counterfactual"]], policy, judge, cfg.generation, 16))
+    assert [(row["split"], row["index"]) for row in rows] == [(split, index) for split in splits for index in range(40)]
+    assert sorted(plain, key=lambda row: (row["split"] != "heldout", row["index"])) == [
+        {name: row[name] for name in FIELDS} for row in rows]
+    assert {split: {name: value for name, value in of.items() if name != "interval"} for split, of in summary.items()} \
+        == summarise(rows, {"heldout": 40, "counterfactual": 40}) and len(rows) == 80
+    for of in summary.values():
+        assert of["interval"].keys() == of.keys() - {"n", "of", "status", "kinds", "interval"}
+        assert all(low <= of[name] <= high for name, (low, high) in of["interval"].items())
+    guesses = blind_guesses(train)
+    for row in rows:
+        asked = splits[row["split"]][row["index"]]
+        assert list(row) == [*FIELDS, "blind", "constant", "suite"]
+        assert row["kind"] == asked.kind and row["suite"] <= row["strict"]
+        assert row["blind"] == (set(guesses[asked.kind].split(", ")) == set(asked.answer.split(", ")))

@@ -1,0 +1,42 @@
+"""x Wᵀ + b by either library."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minigrpo.policy.fast.onednn import FEW_ROWS, LARGE, Linear, linear
+
+OUT, IN = 600, 500                                              # a weight that is large enough for oneDNN
+assert OUT * IN > LARGE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (0,), (2, 0), (FEW_ROWS,), (FEW_ROWS + 1,)], ids=str)
+def test_values_and_gradients_are_those_of_pytorch(rows, bias, dtype):
+    x = torch.randn(*rows, IN, dtype=dtype, requires_grad=True)
+    layer = Linear(IN, OUT, bias=bias, dtype=dtype)
+    inputs = [x, *layer.parameters()]
+    out, expected = layer(x), F.linear(x, layer.weight, layer.bias)
+    weight = torch.randn_like(expected)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+    for got, wanted in zip(torch.autograd.grad(out, inputs, weight), torch.autograd.grad(expected, inputs, weight)):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_strided_inputs_and_weights_are_read_as_they_lie():
+    x, weight = torch.randn(6, 2 * IN)[:, ::2], torch.randn(IN, OUT).T
+    torch.testing.assert_close(linear(x, weight), x @ weight.T, rtol=1e-5, atol=1e-4)
+
+
+def test_either_library_gives_the_same():
+    """A weight too small for oneDNN, and the same rows within one that is large enough."""
+    x, weight = torch.randn(7, IN), torch.randn(OUT, IN)
+    assert weight[:100].numel() < LARGE
+    torch.testing.assert_close(linear(x, weight)[:, :100], linear(x, weight[:100]), rtol=1e-5, atol=1e-4)
+
+
+def test_a_frozen_weight_gets_no_gradient():
+    layer = Linear(IN, OUT).requires_grad_(False)
+    layer(torch.randn(3, IN, requires_grad=True)).sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad is None
