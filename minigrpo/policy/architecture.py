@@ -1,6 +1,6 @@
-"""A Hugging Face config.json → the few facts in which decoder families differ. Knows no tensors and no files.
+"""A Hugging Face config.json → the few facts in which decoder families differ. Does not depend on tensors or files.
 
-One decoder (``model.py``) serves every family. What it cannot do is refused here, by name, before any weight is read.
+One decoder (``model.py``) serves every family. A feature that it lacks is refused here, by name, before any weight is read.
 """
 
 import math
@@ -13,7 +13,7 @@ from minigrpo.common.errors import UserError
 @dataclass(frozen=True)
 class RopeScaling:
     """Rotary frequencies stretched for long contexts. ``kind`` "linear": all divided by ``factor``; "llama3": slow ones
-    divided, fast ones kept, a ramp between (Llama 3.1), by wavelength against ``original_positions``."""
+    divided, fast ones kept, with a ramp between (Llama 3.1), by wavelength against ``original_positions``."""
 
     kind: str
     factor: float
@@ -24,7 +24,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What ``model.py`` needs to know of a checkpoint. Sizes in elements; names follow the axis legend's meaning."""
+    """What ``model.py`` needs to know about a checkpoint. Sizes are in elements."""
 
     family: str
     vocabulary: int
@@ -49,12 +49,13 @@ class Architecture:
     window: int | None = None       # sliding window: only positions less than a window away are seen
 
 
-# What a file means that is silent about a key, as transformers reads it (None: worked out from other keys), and what those of
-# each family mean otherwise. A family that is not listed here is refused by name.
-SILENT = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 32_768,
-          "num_key_value_heads": None, "head_dim": None, "sliding_window": None, "attention_bias": False, "mlp_bias": False,
-          "tie_word_embeddings": False}
-FAMILIES = {
+# The values of keys that a file leaves out, as transformers reads it (None: worked out from other keys), and those that differ
+# in a family. A family that is not listed here is refused by name.
+DEFAULTS: dict[str, object] = {
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 32_768,
+    "num_key_value_heads": None, "head_dim": None, "sliding_window": None, "attention_bias": False, "mlp_bias": False,
+    "tie_word_embeddings": False}
+FAMILIES: dict[str, dict[str, object]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True,
@@ -63,27 +64,28 @@ FAMILIES = {
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
 }
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-# Keys that ask for another computation unless they are absent, null, false or 1; those of ``BIASES``, but where they are read.
-OTHERWISE = ("quantization_config", "partial_rotary_factor", "use_sliding_window", "use_bidirectional_attention", "bias",
+# Keys that ask for another computation unless they are absent, null, false or 1. So do those of ``BIASES`` in families other
+# than the ones named there.
+UNSUPPORTED = ("quantization_config", "partial_rotary_factor", "use_sliding_window", "use_bidirectional_attention", "bias",
              "use_bias", "qkv_bias", "attn_logit_softcapping", "final_logit_softcapping")
 BIASES = {"attention_bias": ("llama", "gemma", "qwen2", "qwen3"), "mlp_bias": ("llama",)}
-KINDS = {"a positive integer": lambda value: type(value) is int and value > 0,
+CHECKS = {"a positive integer": lambda value: type(value) is int and value > 0,
          "a positive number": lambda value: type(value) in (int, float) and 0 < value < 1e30,
          "true or false": lambda value: type(value) is bool}
-# Beyond any model: with these no size of a tensor overflows, and a decoder without weights fills no memory.
-MOST = {"num_hidden_layers": 1000} | dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
-                                                    "num_key_value_heads", "head_dim"), 2**20)
+# Far beyond any model. Below these limits no size of a tensor overflows, and a decoder without weights fills no memory.
+MAX_SIZES = {"num_hidden_layers": 1000, "vocab_size": 2**20, "hidden_size": 2**20, "intermediate_size": 2**20,
+             "num_attention_heads": 2**20, "num_key_value_heads": 2**20, "head_dim": 2**20}
 
 
 def read_architecture(config: Mapping, source: str = "config.json") -> Architecture:
     """Facts from a parsed config.json; ``source`` is named in errors.
 
-    Raises ``ValueError`` that names the missing key, the unsupported family or feature, or the value that makes no model.
+    ``UserError`` that names the missing key, the unsupported family or feature, or the value that makes no model.
     """
     family = config.get("model_type")
     if family not in list(FAMILIES):
         raise UserError(f"{source}: model_type {family!r:.80} is not supported; supported: {', '.join(FAMILIES)}")
-    facts = SILENT | FAMILIES[family] | config
+    facts: dict = DEFAULTS | FAMILIES[str(family)] | dict(config)
     rope = facts.get("rope_scaling") or facts.get("rope_parameters") or {}          # an older and a newer spelling
     _check(facts, "a positive integer", source, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
            "intermediate_size", "max_position_embeddings")
@@ -117,16 +119,16 @@ def _check(table: Mapping, kind: str, source: str, *keys: str) -> None:
     for key in keys:
         if key not in table:
             raise UserError(f"{source}: the key {key!r} is missing")
-        if not KINDS[kind](table[key]):
+        if not CHECKS[kind](table[key]):
             raise UserError(f"{source}: {key} must be {kind}, got {table[key]!r:.80}")
-        if key in MOST and table[key] > MOST[key]:
-            raise UserError(f"{source}: {key} must be at most {MOST[key]:,}, got {table[key]!r:.80}")
+        if key in MAX_SIZES and table[key] > MAX_SIZES[key]:
+            raise UserError(f"{source}: {key} must be at most {MAX_SIZES[key]:,}, got {table[key]!r:.80}")
 
 
 def _refuse_other_computations(family: str, facts: Mapping, rope: object, source: str) -> None:
     if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
         raise UserError(f"{source}: rope parameters must be one table for all layers, got {rope!r:.80}")
-    for key in (*OTHERWISE, *(key for key, readers in BIASES.items() if family not in readers)):
+    for key in (*UNSUPPORTED, *(key for key, readers in BIASES.items() if family not in readers)):
         for value in (facts.get(key), rope.get(key)):
             if value not in (None, False, 1) or value is True:
                 raise UserError(f"{source}: {key} is not supported for {family}, got {value!r:.80}")
@@ -135,18 +137,19 @@ def _refuse_other_computations(family: str, facts: Mapping, rope: object, source
 
 
 def _activation(family: str, facts: Mapping, source: str) -> str:
-    """The first Gemma files say "gelu" and were trained with its tanh approximation, which later ones add by another key."""
+    """The first Gemma files say "gelu", but were trained with its tanh approximation; later files name that in a second
+    key."""
     known = ACTIVATIONS | ({"gelu": "gelu_tanh"} if family == "gemma" else {})
     names = [facts["hidden_act"], *filter(None, [facts.get("hidden_activation")])]
-    meant = {known.get(str(name)) for name in names}
-    if len(meant) > 1 or None in meant:
+    meant = {known.get(str(name), "") for name in names}
+    if len(meant) > 1 or "" in meant:
         raise UserError(f"{source}: activation {' and '.join(map(repr, names)):.80} is not supported, only "
-                         f"{', '.join(known)}")
+                        f"{', '.join(known)}")
     return meant.pop()
 
 
-def _rope(facts: Mapping, rope: Mapping, source: str) -> tuple[float, RopeScaling | None]:
-    rope = {"rope_theta": facts["rope_theta"], "original_max_position_embeddings": facts["max_position_embeddings"]} | rope
+def _rope(facts: Mapping, table: Mapping, source: str) -> tuple[float, RopeScaling | None]:
+    rope = {"rope_theta": facts["rope_theta"], "original_max_position_embeddings": facts["max_position_embeddings"], **table}
     kind = rope.get("rope_type") or rope.get("type") or "default"           # rope_theta stands in the table or beside it
     stretches = {"default": [], "linear": ["factor"],
                  "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}

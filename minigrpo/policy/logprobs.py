@@ -1,7 +1,7 @@
-"""Log-probs of finished completions under the model, in float32. Knows no loss.
+"""Log-probs of finished completions under the model, in float32. Does not depend on a loss.
 
-Trunk and branches go through the model in one pass. The output head sees completion positions only, a chunk at a time, and of
-a chunk's logits nothing is kept for the backward pass: those of all positions ([B, C, V]) never exist.
+Trunk and branches go through the model in one pass. The output head sees completion positions only, a chunk at a time: the
+logits of all positions, [B, C, V], never exist.
 """
 
 import torch
@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minigrpo.common.shapes import check, check_boolean
-from minigrpo.policy.fast.onednn import linear
+from minigrpo.policy.fast.head import FrozenHead, log_softmax
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts, scoring_tree
 
-Places = tuple[Tensor, Tensor, Tensor]          # of T tokens in [Q, K, C]: group_T, branch_T, depth_T
+Places = tuple[Tensor, ...]                     # of T tokens in [Q, K, C]: group_T, branch_T, depth_T
 
 
 def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *,
                         temperature: float = 1.0, chunk: int = 512) -> Tensor:
     """logp_BC: the log-prob of each completion token given its prompt and the tokens before it; 0 where masked.
 
-    ``mask_QKC`` (boolean) marks the completions' tokens, the stop token included. ``temperature`` is that of sampling, so
-    that what is scored is what was drawn from. ``chunk``: positions a head pass holds; memory chunk × V × 4 bytes.
-    Differentiable with respect to the model's adapters.
+    ``mask_QKC`` (boolean) marks the completions' tokens, the stop token included. ``temperature`` is that of sampling: what is
+    scored is the distribution that was drawn from. ``chunk``: positions that go through the head at once; memory chunk × V × 4
+    bytes. Differentiable with respect to the model's adapters.
     """
     check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, mask_QKC=mask_QKC)
     check_boolean(mask_QKC=mask_QKC)
@@ -52,33 +52,3 @@ def token_logprobs(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperatur
 
 def _plainly(model: CausalLM, hidden_TD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
     return log_softmax(model.logits(hidden_TD), temperature).gather(1, ids_T[:, None])[:, 0]
-
-
-class FrozenHead(torch.autograd.Function):
-    """``token_logprobs`` where the head's weights do not learn. A log-prob depends on its own hidden state alone, and how is
-    known as soon as it is: ∂ logp / ∂ hidden = (onehot(id) − softmax(logits / temperature)) W / temperature. So these T × D
-    numbers are all that the backward pass needs, and no logits are kept or computed again for it."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_TD: Tensor, ids_T: Tensor, weight_VD: Tensor,
-                temperature: float) -> Tensor:
-        logp_TV = log_softmax(linear(hidden_TD, weight_VD), temperature)
-        logp_T = logp_TV.gather(1, ids_T[:, None])[:, 0]
-        if ctx.needs_input_grad[0]:
-            p_TV = logp_TV.exp_()
-            p_TV.scatter_add_(1, ids_T[:, None], p_TV.new_full((len(ids_T), 1), -1.0))
-            ctx.save_for_backward(linear(p_TV.to(hidden_TD.dtype), weight_VD.T) / -temperature)
-        return logp_T
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad_T: Tensor) -> tuple[Tensor | None, ...]:
-        slope_TD, = ctx.saved_tensors
-        return (grad_T[:, None] * slope_TD).to(slope_TD.dtype), None, None, None
-
-
-def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) in float32 (float64 for a float64 model)."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    if temperature != 1.0:                      # it would be a pass over the widest tensor there is
-        logits = logits.to(wide) / temperature
-    return logits.log_softmax(dim=-1, dtype=wide)

@@ -1,8 +1,8 @@
-"""When a completion ends: stop ids and stop strings as one finite automaton over tokens. Knows bytes and ids only.
+"""When a completion ends: stop ids and stop strings as one finite automaton over tokens. Depends on bytes and ids only.
 
-A completion is over with the token that is a stop id or completes a stop string, wherever in the token the string ends and
-over however many tokens it stretches. The automaton is Aho and Corasick's (1975) over the strings' bytes, driven a token at
-a time: its state is one integer per sequence, its table a tensor, so a search can look ahead over the whole vocabulary
+A completion ends with the token that is a stop id or completes a stop string. The string may end anywhere within the token and
+stretch over any number of tokens. The automaton is that of Aho and Corasick (1975) over the strings' bytes, driven a token at
+a time: its state is one integer a sequence and its table is a tensor, so a search can look ahead over the whole vocabulary
 without leaving the device.
 """
 
@@ -18,7 +18,8 @@ from minigrpo.common.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Stopping:
-    """``next_UV``: the state after a token; state 0 is the start, the last (U − 1) is "ended". ``ends_UV``: that is next."""
+    """``next_UV``: the state after a token; state 0 is the start, the last (U − 1) is "ended". ``ends_UV``: the token ends
+    it."""
 
     next_UV: Tensor
     ends_UV: Tensor
@@ -55,11 +56,11 @@ def compile_stopping(token_bytes: Sequence[bytes], stop_ids: Sequence[int], stop
     relevant, beginning = {byte for needle in needles for byte in needle}, defaultdict(list)
     for token, added in enumerate(token_bytes):
         beginning[added[:1]].append(token)
-        if not relevant.isdisjoint(added):                      # anything else leaves the start where it is
+        if not relevant.isdisjoint(added):                      # any other token leaves state 0 as it is
             next_UV[0, token] = after(b"", added)
-    for seen, state in list(number.items())[1:]:                # shortest first: the row of its longest tail is ready
+    for seen, state in list(number.items())[1:]:                # shortest first: the row of its longest tail is done
         tail = next(number[seen[start:]] for start in range(1, len(seen) + 1) if seen[start:] in number)
-        next_UV[state] = next_UV[tail]                          # it acts as its tail, but for tokens that go on
+        next_UV[state] = next_UV[tail]                          # as its tail's, except for tokens that continue it
         for following in {needle[len(seen):][:1] for needle in needles if needle.startswith(seen)} | {b""}:
             for token in beginning[following]:
                 next_UV[state, token] = after(seen, token_bytes[token])

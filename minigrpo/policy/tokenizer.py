@@ -1,4 +1,4 @@
-"""tokenizer.json → ids and back, and what ends a completion. Padding is never inferred from ids. Knows no model."""
+"""tokenizer.json → ids and back, and the stop ids. Padding is never inferred from ids. Does not depend on the model."""
 
 import json
 import re
@@ -15,26 +15,26 @@ from minigrpo.common.errors import UserError
 from minigrpo.common.strict_json import read_object
 
 EOS = "<eos>"                   # of a tokenizer trained here; its id is 0
-HIGHEST = 2**22                 # ids of a tokenizer: beyond any, and lists of so many are made
+MAX_IDS = 2**22                 # of a tokenizer: far beyond any, as lists of that length are made
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A Hugging Face tokenizer file and the stop ids: the model's own (``eos_token_id``, one or several), and any given."""
+    """A Hugging Face tokenizer file, and the stop ids: any that were given, and the model's own (``eos_token_id``)."""
 
     rust: Rust
     stop_ids: tuple[int, ...]
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a prompt; BOS and the like are added as the file's own post-processor says, unless not ``special``."""
+        """Ids of a prompt. With ``special``, BOS and the like are added as the file's own post-processor says."""
         return self.rust.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
-        """Text without special tokens, and without stop ids: a file may call what ends a turn an ordinary token."""
+        """Text without special tokens and without stop ids: in some files the token that ends a turn is an ordinary one."""
         return self.rust.decode([token for token in ids if token not in self.stop_ids], skip_special_tokens=True)
 
     def added_token(self, text: str) -> int | None:
-        """The id of the token that ``text`` always is, wherever it stands; None where it is cut up like other text."""
+        """The id of the added token ``text``; None where the tokenizer cuts it up like other text."""
         return next((token for token, added in self.rust.get_added_tokens_decoder().items() if added.content == text), None)
 
     @cached_property
@@ -53,9 +53,10 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
-    """``folder``: a Hugging Face model folder. Stop ids are those given, then those of config.json and generation_config.json.
+    """The tokenizer of a Hugging Face model folder. Stop ids are those given, then those of config.json and
+    generation_config.json.
 
-    A missing or broken tokenizer.json: ``ValueError`` that names the file.
+    ``UserError`` that names the file where tokenizer.json is missing or broken.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -65,26 +66,25 @@ def load_tokenizer(folder: Path, stop_ids: tuple[int, ...] = ()) -> Tokenizer:
     except Exception as error:                                  # the Rust library raises nothing more specific
         raise UserError(f"{path} is not a tokenizer file: {str(error)[:120]!r}") from None
     ids = Counter(rust.get_vocab(with_added_tokens=True).values())
-    if not ids or max(ids) >= HIGHEST or max(ids.values()) > 1:
-        raise UserError(f"{path}: expected a token or more, each with an id of its own below {HIGHEST:,}, got "
+    if not ids or max(ids) >= MAX_IDS or max(ids.values()) > 1:
+        raise UserError(f"{path}: expected a token or more, each with an id of its own below {MAX_IDS:,}, got "
                          f"{len(ids):,} ids up to {max(ids, default=0):,}")
-    rust.no_truncation()                                        # a file may carry both from whoever saved it
+    rust.no_truncation()                                        # a file may have been saved with either switched on
     rust.no_padding()
     stopping = dict.fromkeys(stop_ids)
     for file in (folder / "config.json", folder / "generation_config.json"):
-        ids = read_object(file, {}).get("eos_token_id") if file.is_file() else None
-        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-        if not all(type(token) is int and token >= 0 for token in ids):
-            raise UserError(f"{file}: eos_token_id must be an id or a list of ids, got {ids!r:.80}")
-        stopping |= dict.fromkeys(ids)
+        named = read_object(file, {}).get("eos_token_id") if file.is_file() else None
+        eos: list = named if isinstance(named, list) else [] if named is None else [named]
+        if not all(type(token) is int and token >= 0 for token in eos):
+            raise UserError(f"{file}: eos_token_id must be an id or a list of ids, got {eos!r:.80}")
+        stopping |= dict.fromkeys(eos)
     return Tokenizer(rust, tuple(stopping))
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Rust:
     """A byte-level BPE of at most ``size`` ids from ``texts``. Id 0 is ``<eos>``; every byte has a token.
 
-    Words (letters, digits, underscores) and runs of other signs, a space before them included, are never merged with each
-    other.
+    A word (letters, digits, underscores) and a run of other signs, each with the space before it, never become one token.
     """
     rust = Rust(models.BPE())
     rust.pre_tokenizer = pre_tokenizers.Sequence([
@@ -97,8 +97,8 @@ def train_bpe(texts: Iterable[str], size: int) -> Rust:
 
 
 def _gpt2_alphabet() -> dict[str, int]:
-    """The printable stand-ins that byte-level BPE files use for the 256 bytes: printable Latin-1 for itself, the rest
-    moved up from code point 256 in order."""
+    """The printable characters by which byte-level BPE files write the 256 bytes: printable Latin-1 stands for itself, the
+    rest for code points from 256 on, in order."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
@@ -108,7 +108,7 @@ _ALPHABET = _gpt2_alphabet()
 
 
 def _byte_level(piece: str) -> bytes:
-    if not _ALPHABET.keys() >= set(piece):                      # an added word such as four spaces stands for itself
+    if not _ALPHABET.keys() >= set(piece):                      # an added token such as four spaces is written as it is
         return piece.encode()
     return bytes(_ALPHABET[char] for char in piece)
 

@@ -1,18 +1,30 @@
-"""A group is a tree: the prompt is the trunk, its K completions are the branches. Slots, positions, visibility, cache.
+"""A group is a tree: the prompt is the trunk, its K completions are the branches. Which slot, which position, who sees whom.
 
-One rule: a token sees the trunk, its own ancestors in the branches, and itself (with a sliding window, only positions less
-than a window away). Padding sees itself only and is seen by no one: a row that saw nothing would be 0/0 in the softmax, and
-NaN spreads. Even unseen it must be a number, as what is masked counts 0 times and 0 · NaN is NaN: so padding repeats its
-prompt's first token, which sees only itself too, and is finite wherever the prompt is. Knows no model and no text.
+A token sees the trunk, the tokens before it in its own branch, and itself. Positions are p_q + c: the prompt's length plus the
+place in the branch. Two completions (K = 2) of up to three tokens (C = 3) after a prompt of two tokens, padded to P = 3:
 
-Layout of the S = P + K·C slots: trunk first, right-padded to P; then the branches: one after the other where they are finished
-(slot P + k·C + c), depth by depth while they grow (slot P + c·K + k), so that the slots in use are a prefix. Positions are
-p_q + c, never slot numbers.
+                       ┌─ SELECT ── name ─── ;        branch k = 0
+      How ── many ─────┤
+                       └─ SELECT ── * ── (padding)    branch k = 1
+                          c = 0     c = 1   c = 2
+      position  0    1      2        3       4
+
+The S = P + K · C slots of a tensor hold the trunk first. Finished completions lie one after the other, slot P + k · C + c;
+growing ones depth by depth, slot P + c · K + k, so that the slots in use are always a prefix:
+
+      slot          0    1     2   │  3       4       5       6       7       8
+      finished     How  many  (pad)│ SELECT   name    ;      SELECT   *     (pad)
+      growing      How  many  (pad)│ SELECT  SELECT   name    *       ;      (pad)
+      (k, c) finished              │ (0, 0)  (0, 1)  (0, 2)  (1, 0)  (1, 1)  (1, 2)
+      (k, c) growing               │ (0, 0)  (1, 0)  (0, 1)  (1, 1)  (0, 2)  (1, 2)
+
+Padding is seen by no one and sees only itself: a row that saw nothing would be 0 / 0 in the softmax. Padding must also hold a
+finite number, because what is masked is multiplied by 0, and 0 · NaN is NaN. So it repeats its prompt's first token, which
+also sees only itself and is finite wherever the prompt is. Does not depend on the model or on text.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +34,7 @@ from minigrpo.common.shapes import check
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts side by side: ``ids_QP``, right-padded each with its own first token, ``length_Q`` the true lengths p_q ≥ 1."""
+    """Prompts side by side: ``ids_QP``, right-padded each with its own first token; ``length_Q``, the true lengths p_q ≥ 1."""
 
     ids_QP: Tensor
     length_Q: Tensor
@@ -33,19 +45,19 @@ class Prompts:
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], *, multiple: int = 1, device: torch.device | str = "cpu") -> Prompts:
-    """Ragged prompts (token ids) → ``Prompts``, padded to the longest, and on to a ``multiple``. An empty prompt has no token
-    to predict from: ``ValueError``."""
+    """Ragged prompts (token ids) → ``Prompts``, padded to the longest, rounded up to a ``multiple``. ``ValueError`` for an
+    empty prompt, which has no token to predict from."""
     if not prompts or not all(prompts):
         raise ValueError("a prompt has no tokens")
     length_Q = torch.tensor([len(ids) for ids in prompts])
     width = -(-int(length_Q.max()) // multiple) * multiple
-    ids_QP = torch.tensor([[*ids, *ids[:1] * (width - len(ids))] for ids in prompts])
+    ids_QP = torch.tensor([list(ids) + [ids[0]] * (width - len(ids)) for ids in prompts])
     return Prompts(ids_QP.to(device), length_Q.to(device))
 
 
 def pad_completions(completions: Sequence[Sequence[Sequence[int]]], *,
                     device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """K completions (token ids) of each of Q prompts → ids_QKC, right-padded with zeros, and mask_QKC: what is no padding."""
+    """K completions (token ids) of each of Q prompts → ids_QKC, right-padded with zeros, and mask_QKC: True for tokens."""
     length_QK = torch.tensor([[len(ids) for ids in group] for group in completions])
     mask_QKC = torch.arange(int(length_QK.max())) < length_QK[:, :, None]
     ids_QKC = torch.zeros(mask_QKC.shape, dtype=torch.long)
@@ -63,7 +75,7 @@ def trunk_visibility(live_QP: Tensor) -> Tensor:
 
 
 def within_window(visible_QTS: Tensor, positions_QT: Tensor, positions_QS: Tensor, window: int | None) -> Tensor:
-    """``visible_QTS`` less what lies a sliding window or more behind."""
+    """``visible_QTS`` less what lies a sliding window or more behind (None: no window)."""
     check(visible_QTS=visible_QTS, positions_QT=positions_QT, positions_QS=positions_QS)
     if window is None:
         return visible_QTS
@@ -71,8 +83,8 @@ def within_window(visible_QTS: Tensor, positions_QT: Tensor, positions_QS: Tenso
 
 
 def causal_visibility(live_QP: Tensor, window: int | None) -> Tensor | None:
-    """visible_QPP of the prompts, or None where plain causal attention does: live tokens come first, so they see live ones
-    only, and what padding sees does not matter."""
+    """visible_QPP of the prompts, or None where plain causal attention gives the same: live tokens come first, so they see
+    only live ones, and what padding sees does not matter."""
     Q, P = live_QP.shape
     if window is None or P <= window:
         return None
@@ -83,8 +95,8 @@ def causal_visibility(live_QP: Tensor, window: int | None) -> Tensor | None:
 @dataclass(frozen=True)
 class TreeVisibility:
     """Who sees whom in a tree of finished completions. The trunk: ``trunk_QPP``, or plain causal (None). Slot c of branch k:
-    ``branch_QKCS``, over the P slots of the trunk and the C of its own branch; it never sees another branch, and none of the
-    S × S pairs of slots of different branches is ever laid out."""
+    ``branch_QKCS``, over the P slots of the trunk and the C of its own branch. It never sees another branch, so no mask of
+    all S × S pairs of slots is laid out."""
 
     trunk_QPP: Tensor | None
     branch_QKCS: Tensor
@@ -92,10 +104,10 @@ class TreeVisibility:
 
 @dataclass(frozen=True)
 class ScoringTree:
-    """Finished completions laid out for one pass: prompts once, branches behind them.
+    """Finished completions laid out for one pass: each prompt once, its branches behind it.
 
     ``predictor_QKC`` is the slot whose hidden state predicts completion token (k, c): trunk slot p_q − 1 for c = 0, else
-    the token before it in its branch. The shift by one happens here and nowhere else.
+    the slot of the token before it in its branch. The shift by one happens here and nowhere else.
     """
 
     ids_QS: Tensor
@@ -105,7 +117,7 @@ class ScoringTree:
 
 
 def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window: int | None = None) -> ScoringTree:
-    """Trunk and branches as one sequence of S = P + K·C slots. ``live_QKC`` (boolean) marks tokens that are not padding."""
+    """Trunk and branches as one sequence of S = P + K · C slots. ``live_QKC`` (boolean) marks tokens that are not padding."""
     check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, live_QKC=live_QKC)
     (Q, K, C), P, device = ids_QKC.shape, prompts.ids_QP.shape[1], ids_QKC.device
     depth_C, trunk_P = torch.arange(C, device=device), torch.arange(P, device=device)
@@ -124,55 +136,3 @@ def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window:
     ids_QKC = ids_QKC.where(live_QKC, prompts.ids_QP[:, :1, None])
     return ScoringTree(torch.cat([prompts.ids_QP, ids_QKC.flatten(1)], dim=1), positions_QS,
                        TreeVisibility(causal_visibility(prompts.live_QP, window), branch_QKCS), predictor_QKC)
-
-
-# --------------------------------------------------------------------------------------------------------------- cache
-class LayerCache(NamedTuple):
-    """One layer's keys and values, [Q, M, S, H], as a call sees them: it writes its T tokens to ``slots_T`` and attends over
-    the first ``stop`` slots."""
-
-    keys: Tensor
-    values: Tensor
-    slots_T: Tensor
-    stop: int
-
-    def write(self, key_QMTH: Tensor, value_QMTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this call's keys and values; return those of all slots it attends over."""
-        self.keys.index_copy_(2, self.slots_T, key_QMTH)
-        self.values.index_copy_(2, self.slots_T, value_QMTH)
-        return self.keys[:, :, :self.stop], self.values[:, :, :self.stop]
-
-
-@dataclass
-class KVCache:
-    """Keys and values of all layers. Zeros at the start: a slot that nobody has written and nobody sees is multiplied by zero.
-
-    ``slots_T`` and ``stop`` are set before each call, by ``next`` for plain causal use. Where a call writes is a tensor, so
-    that a recorded call can be replayed at another place.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    slots_T: Tensor
-    stop: int = 0
-
-    @classmethod
-    def empty(cls, *, layers: int, groups: int, kv_heads: int, slots: int, head_size: int, dtype: torch.dtype,
-              device: torch.device | str) -> "KVCache":
-        def zeros() -> list[Tensor]:
-            return [torch.zeros(groups, kv_heads, slots, head_size, dtype=dtype, device=device) for _ in range(layers)]
-
-        return cls(zeros(), zeros(), torch.zeros(0, dtype=torch.long, device=device))
-
-    def next(self, tokens: int) -> None:
-        """The next call writes the ``tokens`` slots behind those in use."""
-        self.slots_T = torch.arange(self.stop, self.stop + tokens, device=self.slots_T.device)
-        self.stop += tokens
-
-    def clear(self) -> None:
-        self.stop = 0
-        for tensor in (*self.keys, *self.values):
-            tensor.zero_()
-
-    def layer(self, index: int) -> LayerCache:
-        return LayerCache(self.keys[index], self.values[index], self.slots_T, self.stop)

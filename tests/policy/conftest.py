@@ -1,11 +1,20 @@
 """Tiny random checkpoints written by transformers, and the real model where it is present."""
 
 
+import copy
+
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.lora import (
+    adapter_parameters,
+    add_lora,
+)
+from minigrpo.policy.tree import pad_prompts
+from tests.policy.helpers import IDS_QKC, LIVE_QKC, PROMPTS, fill_B, generator
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -64,5 +73,46 @@ def pair(checkpoint):
     def make(family="llama", **config):
         folder, theirs = checkpoint(family, **config)
         return load_model(folder, dtype=torch.float32, device="cpu"), theirs
+
+    return make
+
+
+@pytest.fixture(params=["adapters", "all weights"])
+def trained(request, pair):
+    """A model, what moves in it, and some completions."""
+    model = copy.deepcopy(pair("gemma")[0])
+    if request.param == "adapters":
+        add_lora(model, rank=2, alpha=4.0, generator=torch.Generator().manual_seed(0))
+        for parameter in adapter_parameters(model).values():
+            parameter.data += 0.1
+    else:
+        model.requires_grad_(True)
+    return model, (pad_prompts(PROMPTS), IDS_QKC, LIVE_QKC)
+
+
+@pytest.fixture
+def fresh(checkpoint):
+    """fresh(dtype, filled, **arguments of add_lora) → a newly loaded tiny Llama with adapters."""
+    def make(dtype=torch.float32, filled=True, *, rank=4, alpha=8.0, **arguments):
+        model = load_model(checkpoint("llama", attention_bias=True)[0], dtype=dtype, device="cpu")
+        add_lora(model, rank=rank, alpha=alpha, generator=generator(), **arguments)
+        if filled:
+            fill_B(model)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def copy_of(checkpoint, tmp_path):
+    """copy_of(family, edit, **config) → a folder of its own whose tensors ``edit`` may change in place."""
+    def make(edit=None, family="llama", **config):
+        folder, _ = checkpoint(family, **config)
+        tensors = load_file(folder / "model.safetensors")
+        if edit:
+            edit(tensors)
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+        return tmp_path
 
     return make

@@ -175,7 +175,7 @@ def assert_the_same_model(ours, theirs):
     assert (facts.head_size, facts.window) == (attention.head_dim, getattr(attention, "sliding_window", None)
                                                or (config.sliding_window if facts.family == "mistral" else None))
     x = torch.linspace(-2, 2, 9)
-    torch.testing.assert_close(ours.model.layers[0].mlp.gate.activation(x), theirs.model.layers[0].mlp.act_fn(x))
+    torch.testing.assert_close(ours.model.layers[0].mlp.activation(x), theirs.model.layers[0].mlp.act_fn(x))
 
 
 # Parameters of the whole model, a tied head counted once: V · D for the embedding, again for a head of its own, D for the

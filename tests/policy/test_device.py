@@ -5,9 +5,10 @@ against a model on the CPU that keeps nothing. On the CPU itself this is about w
 import pytest
 import torch
 
+from minigrpo.policy.fast.fuse import fuse
+from minigrpo.policy.generation.search import beam_search, sample
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import adapter_parameters, add_lora
-from minigrpo.policy.search import beam_search, sample
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tree import pad_completions, pad_prompts
 
@@ -54,7 +55,7 @@ def test_beams_of_rollout_after_rollout_are_those_of_a_search_of_its_own(make, f
     """Each rollout of one model on the device, against a model made anew on the CPU."""
     model = make(family, device)
     if fused:
-        model.fuse()
+        fuse(model)
     for rollout in range(6):
         found, expected = search(model, rollout, "beam"), search(make(family, "cpu"), rollout, "beam")
         assert [[one.ids for one in group] for group in found] == [[one.ids for one in group] for group in expected]
@@ -70,7 +71,7 @@ def test_what_is_drawn_has_the_log_probs_that_scoring_sees(make, device, fused, 
     for parameter in adapter_parameters(model).values():
         parameter.data = parameter.data.float()             # as adapters are in any model
     if fused:
-        model.fuse()
+        fuse(model)
     for rollout in range(4):
         groups = search(model, rollout, "sample")
         ids_QKC, mask_QKC = pad_completions([[one.ids for one in group] for group in groups], device=model.device)
@@ -90,7 +91,7 @@ def test_gradients_after_a_rollout_are_those_of_the_cpu(make, family, checkpoint
     model = make(family, device)
     model.checkpointing = checkpointing
     if fused:
-        model.fuse()
+        fuse(model)
     for rollout in (0, 3):
         groups = search(model, rollout, "beam")
         found, expected = (gradients(each, rollout, groups) for each in (model, make(family, "cpu")))

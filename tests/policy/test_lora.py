@@ -1,6 +1,5 @@
 """Adapters: against peft, the start policy, merging."""
 
-import copy
 import math
 
 import peft
@@ -12,59 +11,13 @@ from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.lora import (
     TARGETS,
     LoRALinear,
-    Stack,
-    adapted_op,
     adapter_parameters,
     adapters,
-    adapters_held,
     add_lora,
-    backward_op,
-    base_parameters,
     freeze_reference,
-    held_op,
-    merged_copy,
-    project,
     reference,
 )
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def random_ids(*shape, seed=0):
-    return torch.randint(0, 61, shape, generator=generator(seed))
-
-
-def logits(model, ids_QT=random_ids(2, 12)):
-    return model.logits(model(ids_QT))
-
-
-def difference(got, expected):
-    """Of the largest number expected."""
-    scale = float(expected.detach().abs().max())
-    assert scale > 0
-    return float((got - expected).detach().abs().max()) / scale
-
-
-def fill_B(model, seed=5):
-    """Adapters that do something: B random instead of zero."""
-    draw = generator(seed)
-    for layer in adapters(model).values():
-        layer.lora_B.data = 0.3 * torch.randn(layer.lora_B.shape, generator=draw)
-
-
-@pytest.fixture
-def fresh(checkpoint):
-    """fresh(dtype, filled, **arguments of add_lora) → a newly loaded tiny Llama with adapters."""
-    def make(dtype=torch.float32, filled=True, *, rank=4, alpha=8.0, **arguments):
-        model = load_model(checkpoint("llama", attention_bias=True)[0], dtype=dtype, device="cpu")
-        add_lora(model, rank=rank, alpha=alpha, generator=generator(), **arguments)
-        if filled:
-            fill_B(model)
-        return model
-
-    return make
+from tests.policy.helpers import difference, fill_B, generator, logits, merged_copy, random_ids
 
 
 @pytest.fixture
@@ -288,15 +241,6 @@ def test_reference_within_reference(fresh):
     assert logits(model).equal(trained)
 
 
-# ------------------------------------------------------------------------------------------------------------ merging
-def test_base_parameters_are_the_frozen_ones_by_the_names_they_had(checkpoint):
-    model = load_model(checkpoint("qwen2")[0], dtype=torch.float32, device="cpu")       # whose q, k and v have biases
-    before = dict(model.named_parameters())
-    add_lora(model, rank=2, alpha=2.0, generator=torch.Generator())
-    assert base_parameters(model).keys() == before.keys()
-    assert all(parameter is before[name] for name, parameter in base_parameters(model).items())
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("rank_stabilised", [False, True])
 def test_merged_copy_equals_the_unmerged_model_and_leaves_it_alone(fresh, parity, rank_stabilised):
@@ -346,164 +290,3 @@ def test_changing_the_adapter_later_does_not_change_the_merged_copy(fresh):
     before = logits(merged)
     fill_B(model, seed=9)
     assert logits(merged).equal(before)
-
-
-# ------------------------------------------------------------------------------------------- several layers of one input
-def adapted_layers(biases=(True, False, True), ranks=(1, 3, 2), dtype=torch.float64):
-    """Three frozen layers 5 → 4, 6, 3 with adapters of different rank and scaling."""
-    draw = torch.Generator().manual_seed(0)
-    layers = []
-    for i, (bias, rank, out) in enumerate(zip(biases, ranks, (4, 6, 3))):
-        base = nn.Linear(5, out, bias=bias, dtype=dtype)
-        layer = LoRALinear(base, rank, scaling=0.7 + i, generator=draw)
-        layer.lora_B.data.normal_(generator=draw)
-        layers.append(layer)
-    return layers
-
-
-def test_layers_projected_together_are_each_its_formula_with_its_gradients():
-    """Values against W x + b + s B A x written out, gradients against float64 finite differences (gradcheck), of the input too."""
-    layers = adapted_layers()
-    Stack(layers)
-    x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    for layer, out in zip(layers, project(x, *layers)):
-        expected = layer.base(x) + layer.scaling * (x @ layer.lora_A.T @ layer.lora_B.T)
-        torch.testing.assert_close(out, expected)
-    halves = [half for layer in layers for half in (layer.lora_A, layer.lora_B)]
-    assert torch.autograd.gradcheck(lambda x, *_: tuple(project(x, *layers)), (x, *halves))
-
-
-def test_an_output_that_nobody_uses_leaves_its_adapter_without_a_gradient_of_its_own():
-    layers = adapted_layers()
-    Stack(layers)
-    x = torch.randn(2, 5, dtype=torch.float64)
-    project(x, *layers)[1].sum().backward()
-    assert layers[1].lora_B.grad.any() and not layers[0].lora_B.grad.any() and not layers[2].lora_A.grad.any()
-
-
-def test_plain_layers_and_adapters_that_are_off_may_stand_between():
-    """A plain layer has no adapter, one within reference() none that counts."""
-    adapted, other, _ = adapted_layers(dtype=torch.float32)
-    plain, x = nn.Linear(5, 2), torch.randn(4, 5)
-    other.active = None
-    outs = project(x, plain, adapted, other)
-    assert outs[0].equal(plain(x)) and outs[1].equal(adapted(x))
-    torch.testing.assert_close(outs[2], other.base(x))
-
-
-def test_held_adapters_are_copied_once_and_the_copies_keep_their_place():
-    layer = adapted_layers(dtype=torch.bfloat16)[0]
-    holder, x = nn.Sequential(layer), torch.randn(3, 5).bfloat16()
-    free = layer(x)
-    places = layer.stack.whole.data_ptr(), layer.stack.B.data_ptr()
-    with adapters_held(holder):
-        held = layer(x)
-        layer.lora_B.data += 1.0
-        assert layer(x).equal(held)                             # they were said not to change within the block
-    torch.testing.assert_close(held, free, rtol=0.02, atol=0.01)
-    changed = layer(x)
-    assert not changed.equal(free)
-    with adapters_held(holder):
-        torch.testing.assert_close(layer(x), changed, rtol=0.02, atol=0.01)
-        assert (layer.stack.whole.data_ptr(), layer.stack.B.data_ptr()) == places
-
-
-def test_siblings_held_compute_what_they_compute_freely():
-    together, _ = joined_layers()
-    x = torch.randn(4, 5, dtype=torch.float64)
-    free = project(x, *together)
-    with adapters_held(nn.ModuleList(together)):
-        assert all(torch.allclose(*pair, rtol=1e-12) for pair in zip(project(x, *together), free))
-        together[2].active = None                               # only by whom hold() asked before: the copies stay
-        assert all(torch.allclose(*pair, rtol=1e-12) for pair in zip(project(x, *together), free))
-
-
-def joined_layers(dtype=torch.float64):
-    """An adapted layer, a plain one and two more adapted ones, as siblings of one input; the same ones apart."""
-    together = adapted_layers(dtype=dtype)
-    together.insert(1, nn.Linear(5, 3, dtype=dtype).requires_grad_(False))
-    apart = copy.deepcopy(together)
-    Stack(together)
-    return together, apart
-
-
-def test_siblings_compute_together_what_they_compute_apart():
-    together, apart = joined_layers()
-    x = torch.randn(2, 3, 5, dtype=torch.float64, generator=generator(3))
-    results = []
-    for layers in together, apart:
-        mine = x.clone().requires_grad_()
-        outs = project(mine, *layers)
-        sum((out * torch.arange(1.0, 1 + out.numel()).view_as(out).cos()).sum() for out in outs).backward()
-        halves = [half for layer in layers if isinstance(layer, LoRALinear) for half in (layer.lora_A, layer.lora_B)]
-        results.append([*outs, mine.grad, *(half.grad for half in halves)])
-    assert all(layer.stack is together[0].stack for layer in together if isinstance(layer, LoRALinear))
-    assert len(results[0]) == len(results[1]) == 4 + 1 + 6
-    for joined, single in zip(*results):
-        assert joined.shape == single.shape and torch.allclose(joined, single, rtol=1e-12, atol=1e-12)
-    # Each of them alone, the plain one too, gives its part of what all give.
-    for layer, out in zip(together, results[0]):
-        assert torch.allclose(layer(x), out, rtol=1e-12, atol=1e-12)
-
-
-def test_siblings_of_which_one_is_off_give_its_base_alone():
-    together, _ = joined_layers()
-    x = torch.randn(4, 5, dtype=torch.float64)
-    before = project(x, *together)
-    together[2].active = None
-    outs = project(x, *together)
-    assert torch.allclose(outs[2], together[2].base(x), rtol=1e-12) and not outs[2].equal(before[2])
-    assert all(outs[i].equal(before[i]) for i in (0, 1, 3))
-    outs[2].sum().backward()
-    assert together[2].lora_B.grad is None and not together[0].lora_B.grad.any()
-
-
-def test_adapters_changed_before_their_gradient_is_taken_are_an_error():
-    layer = adapted_layers()[0]
-    out = layer(torch.randn(4, 5, dtype=torch.float64))
-    with torch.no_grad():
-        layer.lora_B.add_(1.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
-
-
-def test_a_model_moved_to_another_dtype_takes_its_weights_along():
-    together, apart = joined_layers(torch.float32)
-    x = torch.randn(4, 5)
-    expected = project(x, *together)
-    moved = nn.ModuleList(together).double()
-    assert all(torch.allclose(out.float(), then, atol=1e-6) for out, then in zip(project(x.double(), *moved), expected))
-    assert together[0].stack.layers == tuple(together)
-
-
-def test_weights_lie_in_one_place_and_keep_their_values(checkpoint, fresh):
-    plain = load_model(checkpoint("llama", attention_bias=True)[0], dtype=torch.float32, device="cpu")
-    model = fresh()
-    attention = model.model.layers[0].self_attn
-    stack = attention.q_proj.stack
-    assert attention.k_proj.stack is stack and attention.v_proj.stack is stack and attention.o_proj.stack is not stack
-    assert attention.v_proj.base.weight.untyped_storage().data_ptr() == stack.weight.untyped_storage().data_ptr()
-    bases = base_parameters(model)
-    assert all(bases[name].equal(parameter) for name, parameter in plain.named_parameters())
-
-
-def test_weights_laid_together_within_a_search_can_be_trained_through_afterwards(fresh):
-    model = fresh().double()                                    # parted; the next pass lays them together again
-    with torch.inference_mode():
-        logits(model)
-    logits(model).sum().backward()
-    assert all(parameter.grad is not None for parameter in adapter_parameters(model).values())
-
-
-# ------------------------------------------------------------------------------------------------------- for torch.compile
-@pytest.mark.parametrize("rows", [3, 100])
-def test_what_the_compiler_is_told_of_an_operator_is_so(rows):
-    """Shapes and strides, for few rows and many, with a weight that is large enough for oneDNN."""
-    draw = generator()
-    x, weight = torch.randn(rows, 600, generator=draw), torch.randn(508, 600, generator=draw)
-    A, Bs = torch.randn(8, 600, generator=draw), [torch.randn(250, 4, generator=draw), torch.randn(258, 4, generator=draw)]
-    held = x, torch.cat([weight, A]), None, torch.randn(508, 8, generator=draw)
-    adapted = x, weight, None, A, Bs, [0, 250], [0.5, 2.0]
-    y, low = adapted_op(*adapted)
-    for op, inputs in ((held_op, held), (adapted_op, adapted), (backward_op, (y, x, low, weight, *adapted[3:]))):
-        torch.library.opcheck(op, inputs, test_utils="test_faketensor")

@@ -1,9 +1,7 @@
 """Ids and back on tokenizers made on the spot, byte-level and sentencepiece-like, and on the real one where present."""
 
 import json
-import os
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from tokenizers import Tokenizer as Rust
 from minigrpo.policy.stopping import compile_stopping
 from minigrpo.policy.tokenizer import EOS, Tokenizer, load_tokenizer, train_bpe
 from minigrpo.task.sql.data.temptabqa import load_questions
-from tests.paths import ROOT
+from tests.temptabqa import BENCHMARK, WHY_GOLD, WITH_GOLD
 
 TEXTS = ["SELECT name FROM athletes WHERE age > 30;\n", "naïve café — 東京 🏃‍♀️", "  two  spaces\tand tabs\r\n",
          "'it''s'"] * 4
@@ -338,14 +336,11 @@ def real(smollm2):
 
 @pytest.fixture(scope="module")
 def benchmark_texts():
-    """Questions, answers and gold SQL of the benchmark: MINIGRPO_TEMPTABQA, else data/TEMPTABQA-C or ../shared/temptabqa_c."""
-    named, root = os.environ.get("MINIGRPO_TEMPTABQA"), ROOT
-    places = [Path(named)] if named else [root / "data/TEMPTABQA-C", root.parent / "shared/temptabqa_c"]
-    place = next((place for place in places if (place / "gold_sql.jsonl").is_file()), None)
-    if place is None:
-        pytest.skip("the benchmark with gold SQL is not here (set MINIGRPO_TEMPTABQA)")
+    """Questions, answers and gold SQL of the benchmark."""
+    if not WITH_GOLD:
+        pytest.skip(WHY_GOLD)
     asked = [question for split in ("train", "dev", "original", "counterfactual")
-             for question in load_questions(place, split, gold_sql=place / "gold_sql.jsonl")]
+             for question in load_questions(BENCHMARK, split, gold_sql=BENCHMARK / "gold_sql.jsonl")]
     return [text for question in asked for text in (question.text, question.answer, question.gold_sql) if text]
 
 

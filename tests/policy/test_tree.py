@@ -1,12 +1,11 @@
-"""Slots, positions and visibility of trunk and branches, by hand for a ragged example and as properties for random
-ones."""
+"""Slots, positions and visibility of trunk and branches, by hand for a ragged example and as properties for random ones."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigrpo.policy.tree import KVCache, Prompts, pad_completions, pad_prompts, scoring_tree, trunk_visibility, within_window
+from minigrpo.policy.tree import Prompts, pad_completions, pad_prompts, scoring_tree, trunk_visibility, within_window
 
 O, X = False, True
 
@@ -180,15 +179,3 @@ def test_wrong_shapes_are_named():
     prompts = pad_prompts([[1], [2]])
     with pytest.raises(ValueError, match="live_QKC"):
         scoring_tree(prompts, torch.zeros(2, 3, 4, dtype=torch.long), torch.ones(2, 3, 5, dtype=torch.bool))
-
-
-def test_cache_starts_at_zero_and_returns_what_is_filled():
-    cache = KVCache.empty(layers=2, groups=1, kv_heads=1, slots=5, head_size=2, dtype=torch.float32, device="cpu")
-    assert all(not tensor.any() for tensor in cache.keys + cache.values)
-    assert cache.keys[0].data_ptr() != cache.keys[1].data_ptr() != cache.values[0].data_ptr()
-    cache.next(2)
-    cache.next(2)
-    keys, values = cache.layer(1).write(torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), 4.0))
-    # Slots 2 and 3 were written, so the first four are returned; layer 0 and slot 4 stay zero.
-    assert keys[0, 0, :, 0].tolist() == [0, 0, 3, 3] and values[0, 0, :, 0].tolist() == [0, 0, 4, 4]
-    assert not cache.keys[0].any() and not cache.keys[1][:, :, 4].any()

@@ -1,36 +1,39 @@
-"""The folder of a model: one that is given, or one fetched from the Hugging Face hub. Knows no tensors."""
+"""The folder of a model: one that is given, or one fetched from the Hugging Face hub. Does not read tensors."""
 
 import errno
 import os
 import re
 from pathlib import Path
+from typing import cast
 
 from minigrpo.common.errors import UserError
 from minigrpo.common.strict_json import read_object
 
-# What belongs to a model beside its weights: read here, or copied into models made from it.
-WORDS = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+# The files of a model beside config.json and its weights: read here, or copied into models made from it.
+SIDE_FILES = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+"added_tokens.json",
          "chat_template.jinja"]
-# A repository may hold the weights a second time under other names: those are not fetched.
-WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+# A repository may hold the weights a second time under other names, which are not fetched.
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
 
 
 def find_model(path: str | Path, *, weights: bool = True) -> Path:
-    """A folder as it is; anything of the form ``owner/name`` that is no folder is fetched from the Hugging Face hub.
+    """The folder ``path``, or, where there is none and it has the form ``owner/name``, the folder of a download from the
+    Hugging Face hub.
 
-    Only the files that are read are fetched, into the hub's own cache, and without ``weights`` only the small ones. What the
-    cache has is found without a network too. Raises ``ValueError`` with what to do about it.
+    Only files that are read are downloaded, into the hub's own cache, and without ``weights`` only the small ones. What is in
+    the cache is found without a network too. ``UserError`` that says what to do.
     """
     folder = Path(path)
     if not folder.is_dir():
         parts = str(path).split("/")
         if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
             raise UserError(f"model.path: there is no folder {path}")
-        folder = _fetch(str(path), ["config.json", *WORDS, *WEIGHTS * weights])
+        folder = _fetch(str(path), ["config.json", *SIDE_FILES, *WEIGHT_FILES * weights])
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} is no model folder: it has no config.json")
     fetched = folder != Path(path)
-    if weights and not any((folder / name).is_file() for name in WEIGHTS) and (fetched or any(folder.glob("*.bin"))):
+    if weights and not any((folder / name).is_file() for name in WEIGHT_FILES) and (fetched or any(folder.glob("*.bin"))):
         raise UserError(f"{path} has no model.safetensors nor shards of it, and nothing else is read: pickled weights (.bin) "
                          f"may run code; where you trust them, let transformers load them and save_pretrained")
     return folder
@@ -51,10 +54,10 @@ def _fetch(name: str, files: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=files))
     except HFValidationError:
         raise UserError(f"model.path: there is no folder {name}, nor can the hub have a model of that name") from None
-    # Its HTTP library's own errors (requests, httpx or httpx2), a page that is no hub's answer, its downloader's in Rust.
-    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as error:
+    # Errors of its HTTP library (requests, httpx or httpx2), of an answer that is not the hub's, of its downloader in Rust.
+    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as error:         # type: ignore[misc]  # all are errors
         cached = try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str) and _is_whole(Path(cached).parent, weights=WEIGHTS[0] in files):
+        if isinstance(cached, str) and _is_whole(Path(cached).parent, weights=WEIGHT_FILES[0] in files):
             return Path(cached).parent
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     if isinstance(cause, GatedRepoError):
@@ -78,11 +81,12 @@ def _is_whole(folder: Path, *, weights: bool) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that model.safetensors.index.json names; whether they are there is not asked."""
+    """model.safetensors, or the shards that model.safetensors.index.json names, whether they exist or not. ``UserError`` for
+    an index that names files elsewhere."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [folder / "model.safetensors"]
-    shards = read_object(index, {"weight_map": {...: str}})["weight_map"]
+    shards = cast("dict[str, str]", read_object(index, {"weight_map": {...: str}})["weight_map"])      # which it has checked
     if elsewhere := [name for name in shards.values() if not re.fullmatch(r"[\w-][\w.-]{0,200}", name)]:
         raise UserError(f"{index}: weight_map must name files beside it, got {elsewhere[0]!r:.80}")
     return [folder / name for name in dict.fromkeys(shards.values())]

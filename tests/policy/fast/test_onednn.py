@@ -4,15 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minigrpo.policy.fast.onednn import FEW_ROWS, LARGE, Linear, linear
+from minigrpo.policy.fast.onednn import MAX_FEW_ROWS, MIN_WEIGHT_ELEMENTS, Linear, linear
 
 OUT, IN = 600, 500                                              # a weight that is large enough for oneDNN
-assert OUT * IN > LARGE
+assert OUT * IN > MIN_WEIGHT_ELEMENTS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (0,), (2, 0), (FEW_ROWS,), (FEW_ROWS + 1,)], ids=str)
+@pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (0,), (2, 0), (MAX_FEW_ROWS,), (MAX_FEW_ROWS + 1,)], ids=str)
 def test_values_and_gradients_are_those_of_pytorch(rows, bias, dtype):
     x = torch.randn(*rows, IN, dtype=dtype, requires_grad=True)
     layer = Linear(IN, OUT, bias=bias, dtype=dtype)
@@ -32,7 +32,7 @@ def test_strided_inputs_and_weights_are_read_as_they_lie():
 def test_either_library_gives_the_same():
     """A weight too small for oneDNN, and the same rows within one that is large enough."""
     x, weight = torch.randn(7, IN), torch.randn(OUT, IN)
-    assert weight[:100].numel() < LARGE
+    assert weight[:100].numel() < MIN_WEIGHT_ELEMENTS
     torch.testing.assert_close(linear(x, weight)[:, :100], linear(x, weight[:100]), rtol=1e-5, atol=1e-4)
 
 

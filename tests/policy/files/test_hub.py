@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from minigrpo.policy.files.hub import find_model
+from tests.quick import rest_slow
 
 
 def refusal(call, *arguments, **options):
@@ -155,6 +156,7 @@ def test_a_repository_is_fetched_once_and_only_what_is_read_of_it_and_is_then_th
     assert find("some/model", HF_ENDPOINT="http://127.0.0.1:9") == folder       # port 9 of this machine is closed
 
 
+@pytest.mark.slow
 def test_without_weights_only_the_small_files_are_fetched(hub, find, tiny):
     hub.repositories["some/model"] = tiny
     folder = find("some/model", weights=False, HF_ENDPOINT=hub.address)
@@ -165,6 +167,7 @@ def test_without_weights_only_the_small_files_are_fetched(hub, find, tiny):
     assert find("some/model", HF_ENDPOINT=hub.address) == folder and "model.safetensors.index.json" in names(folder)
 
 
+@pytest.mark.slow
 def test_a_cache_that_lacks_only_what_is_not_needed_works_without_a_network(hub, find, tiny):
     """As when other software has filled it."""
     hub.repositories["some/model"] = tiny
@@ -175,6 +178,7 @@ def test_a_cache_that_lacks_only_what_is_not_needed_works_without_a_network(hub,
     assert "with a part of it in the cache" in find("some/model", HF_HUB_OFFLINE="1")
 
 
+@pytest.mark.slow
 def test_a_hub_that_fails_or_closes_a_model_leaves_what_is_in_the_cache(hub, find, tiny):
     hub.repositories["some/model"] = tiny
     folder = find("some/model", HF_ENDPOINT=hub.address)
@@ -183,7 +187,7 @@ def test_a_hub_that_fails_or_closes_a_model_leaves_what_is_in_the_cache(hub, fin
         assert find("some/model", HF_ENDPOINT=hub.address) == folder
 
 
-@pytest.mark.parametrize("answer, sentence", [
+@pytest.mark.parametrize("answer, sentence", rest_slow([
     ((403, "GatedRepo"),
      "the hub's model of that name is gated: ask for access at ADDRESS/some/model, then log in by hf auth login, or set "
      "HF_TOKEN"),
@@ -191,7 +195,7 @@ def test_a_hub_that_fails_or_closes_a_model_leaves_what_is_in_the_cache(hub, fin
      "the hub has no public model of that name: check it; if it is private, log in by hf auth login, or set HF_TOKEN"),
     ((404, "RevisionNotFound"),
      "the hub's model of that name has no revision main: fetch the one you want and give its folder"),
-])
+]))
 def test_a_hub_that_says_no_is_one_sentence_that_says_what_to_do(hub, find, answer, sentence):
     hub.repositories["some/model"] = answer
     message = find("some/model", HF_ENDPOINT=hub.address)
@@ -247,7 +251,7 @@ def rude_server():
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("trouble", ["offline", "out of reach", "hangs up"])
+@pytest.mark.parametrize("trouble", rest_slow(["offline", "out of reach", "hangs up"]))
 def test_a_hub_that_gives_nothing_is_one_clear_error(find, rude_server, tmp_path, trouble):
     environment = {"offline": {"HF_HUB_OFFLINE": "1"}, "out of reach": {"HF_ENDPOINT": "http://127.0.0.1:9"},
                    "hangs up": {"HF_ENDPOINT": rude_server}}[trouble]

@@ -1,4 +1,4 @@
-"""Model folders and adapters on disk: what loads, what is refused and in which words."""
+"""Model folders on disk: what loads, what is refused and in which words."""
 
 import copy
 import json
@@ -7,52 +7,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from minigrpo.policy.architecture import FAMILIES, read_architecture
-from minigrpo.policy.files.weights import (
-    adapter_config,
-    create_model,
-    load_adapter,
-    load_model,
-    load_policy,
-    load_tensors,
-    save_adapter,
-    save_model,
-)
-from minigrpo.policy.lora import TARGETS, adapter_parameters, add_lora, freeze_reference, reference
+from minigrpo.policy.files.adapters import adapter_config
+from minigrpo.policy.files.weights import load_model, save_model
+from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.model import CausalLM
-
-
-def random_ids(*shape):
-    return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(0))
-
-
-def logits(model):
-    return model.logits(model(random_ids(2, 12)))
-
-
-def load(folder, dtype=torch.float32):
-    return load_model(folder, dtype=dtype, device="cpu")
-
-
-@pytest.fixture
-def copy_of(checkpoint, tmp_path):
-    """copy_of(family, edit, **config) → a folder of its own whose tensors ``edit`` may change in place."""
-    def make(edit=None, family="llama", **config):
-        folder, _ = checkpoint(family, **config)
-        tensors = load_file(folder / "model.safetensors")
-        if edit:
-            edit(tensors)
-        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-        return tmp_path
-
-    return make
+from minigrpo.policy.policy import load_policy
+from tests.policy.helpers import (
+    ARGUMENTS,
+    assert_near,
+    contents,
+    difference,
+    load,
+    logits,
+    logits_of,
+    random_ids,
+    refusal,
+    with_adapter,
+)
 
 
 # -------------------------------------------------------------------------------------------------------------- layouts
@@ -163,13 +140,6 @@ def test_loading_takes_no_more_memory_than_the_model_and_one_tensor(tmp_path, ne
     assert abs(held - copies * model) <= slack                                      # else the watch itself sees nothing
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
-def refusal(call, *arguments, **options):
-    with pytest.raises(ValueError) as error:
-        call(*arguments, **options)
-    return str(error.value)
-
-
 def test_a_missing_tensor_is_named(copy_of):
     folder = copy_of(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     assert refusal(load, folder) == f"{folder}: the safetensors files lack model.layers.1.mlp.up_proj.weight"
@@ -199,13 +169,6 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(copy_of):
     assert all(part in message for part in ["model.norm.weight", "[31]", "[32]"])
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
-def test_a_truncated_file_is_named(copy_of, keep):
-    file = copy_of() / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:int(keep * file.stat().st_size)])
-    assert f"{file} is not a whole safetensors file" in refusal(load, file.parent)
-
-
 def test_a_missing_file_or_shard_is_named(copy_of):
     folder = copy_of()
     (folder / "model.safetensors").unlink()
@@ -230,42 +193,6 @@ def test_a_tensor_in_two_shards_is_refused(copy_of):
     assert refusal(load, folder) == f"{folder}: tensor lm_head.weight is there twice"
 
 
-@pytest.mark.parametrize("dtype, name", [(torch.int8, "I8"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")])
-def test_weights_that_are_no_plain_floats_are_refused(copy_of, dtype, name):
-    """Cast, they would be numbers that nobody trained: an integer's, or those of a scale that stands elsewhere."""
-    folder = copy_of(lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(dtype)}))
-    assert refusal(load, folder) == (f"{folder}/model.safetensors: tensor model.norm.weight is of {name}; only F64, F32, F16, "
-                                     "BF16 are read")
-
-
-def test_an_adapter_of_integers_is_refused_and_a_state_of_them_read(checkpoint, tmp_path):
-    model = load(checkpoint("llama")[0])
-    add_lora(model, rank=2, alpha=4.0, targets=("q_proj",), generator=torch.Generator().manual_seed(0))
-    save_file({"count": torch.tensor([3])}, tmp_path / "adapter_model.safetensors")
-    assert load_tensors(tmp_path / "adapter_model.safetensors")["count"].tolist() == [3]
-    assert "tensor count is of I64; only F64, F32, F16, BF16 are read" in refusal(load_adapter, model, tmp_path, base="x")
-
-
-@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
-def test_an_adapter_with_a_value_that_is_not_finite_is_refused(checkpoint, tmp_path, odd):
-    model, facts = load(checkpoint("llama")[0]), dict(rank=2, alpha=4.0, targets=("q_proj",), rank_stabilised=False)
-    add_lora(model, **facts, generator=torch.Generator().manual_seed(0))
-    next(iter(adapter_parameters(model).values())).data[1, 3] = odd
-    save_adapter(model, tmp_path, base="x", **facts)
-    assert refusal(load_adapter, model, tmp_path, base="x").endswith("q_proj.lora_A.weight holds values that are not finite")
-
-
-@pytest.mark.parametrize("key, value, got", [
-    ("r", 10**9, "r must be a positive integer up to 16384 and lora_alpha a number, got 1000000000, 4.0"),
-    ("lora_alpha", 1e40, "r must be a positive integer up to 16384 and lora_alpha a number, got 2, 1e+40"),
-    ("target_modules", None, "target_modules must list the layers' names, got None"),
-    ("target_modules", [["q_proj"]], "target_modules must list the layers' names, got [['q_proj']]")])
-def test_an_adapters_config_is_looked_at_before_room_is_made_for_it(tmp_path, key, value, got):
-    (tmp_path / "adapter_config.json").write_text(json.dumps(
-        {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, "target_modules": ["q_proj"]} | {key: value}))
-    assert refusal(adapter_config, tmp_path) == f"{tmp_path}/adapter_config.json: {got}"
-
-
 def test_an_index_without_its_map_is_named(copy_of):
     folder = copy_of()
     (folder / "model.safetensors.index.json").write_text("{}")
@@ -278,204 +205,6 @@ def test_a_config_that_is_not_json_is_named(copy_of):
                          ("[]", "[]")]:
         (folder / "config.json").write_text(content)
         assert f"{folder / 'config.json'}: expected a JSON object, got {got}" in refusal(load, folder)
-
-
-# ------------------------------------------------------------------------------------------------------------- adapters
-ARGUMENTS = {"rank": 4, "alpha": 6.0, "targets": TARGETS, "rank_stabilised": False}
-
-
-def with_adapter(folder, seed=0, **changes):
-    model, draw = load(folder), torch.Generator().manual_seed(seed)
-    add_lora(model, **(ARGUMENTS | changes), generator=draw)
-    for parameter in adapter_parameters(model).values():
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
-    return model
-
-
-def test_an_adapter_comes_back_bit_for_bit(checkpoint, tmp_path):
-    base = checkpoint("llama")[0]
-    model = with_adapter(base)
-    save_adapter(model, tmp_path / "new" / "folder", base=str(base), **ARGUMENTS)
-    assert adapter_config(tmp_path / "new" / "folder") == ARGUMENTS
-    other = with_adapter(base, seed=1)
-    assert not logits(other).allclose(logits(model))
-    load_adapter(other, tmp_path / "new" / "folder", base=base)
-    assert logits(other).equal(logits(model))
-    freeze_reference(other)
-    with reference(other):
-        assert logits(other).equal(logits(model))
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("changes", [{}, {"rank_stabilised": True}, {"rank": 2, "targets": ("o_proj", "up_proj")}])
-def test_peft_loads_ours(checkpoint, parity, tmp_path, family, changes):
-    base, theirs = checkpoint(family)
-    model = with_adapter(base, **changes)
-    arguments = ARGUMENTS | changes
-    save_adapter(model, tmp_path, base=str(base), **arguments)
-    loaded = peft.PeftModel.from_pretrained(type(theirs).from_pretrained(base), tmp_path).eval()
-    parity("adapter written here, read by peft: logits", "peft", difference(logits_of(model), logits_of(loaded)), bound=1e-5,
-           unit="of scale")
-    assert difference(logits_of(model), logits_of(theirs)) > 0.1                                # the adapter does something
-    assert sorted(loaded.state_dict()) == sorted(peft.get_peft_model(type(theirs).from_pretrained(base), peft.LoraConfig(
-        r=arguments["rank"], target_modules=list(arguments["targets"]))).state_dict())
-
-
-def written_by_peft(checkpoint, folder, family="llama", **config):
-    """peft's model with a random adapter, which it has saved in ``folder``."""
-    base, plain = checkpoint(family)
-    torch.manual_seed(0)
-    theirs = peft.get_peft_model(type(plain).from_pretrained(base), peft.LoraConfig(
-        **({"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"]} | config)))
-    draw = torch.Generator().manual_seed(0)
-    for name, parameter in theirs.named_parameters():
-        if "lora_" in name:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
-    theirs.save_pretrained(folder)
-    return theirs.eval()
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("config", [
-    {}, {"use_rslora": True}, {"target_modules": list(TARGETS)}, {"target_modules": ["self_attn.k_proj", "up_proj"]},
-    {"target_modules": "all-linear"}, {"lora_dropout": 0.5}, {"init_lora_weights": "gaussian"},
-    {"init_lora_weights": "orthogonal", "r": 4}], ids=str)
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_we_load_pefts(checkpoint, parity, tmp_path, family, config):
-    theirs = written_by_peft(checkpoint, tmp_path, family, **config)
-    base, _ = checkpoint(family)
-    ours, arguments = load(base), adapter_config(tmp_path)
-    assert (arguments["rank"], arguments["alpha"]) == (config.get("r", 3), 7.0)
-    assert arguments["rank_stabilised"] == config.get("use_rslora", False)
-    add_lora(ours, **arguments, generator=torch.Generator())
-    load_adapter(ours, tmp_path, base=base)
-    parity("adapter written by peft, read here: logits", "peft", difference(logits_of(ours), logits_of(theirs)), bound=1e-5,
-           unit="of scale")
-
-
-@pytest.mark.parametrize("config, name", [
-    # These begin with B A ≠ 0 and take it out of the base: with the base as it was the model would be another.
-    ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
-    ({"init_lora_weights": "OLoRA"}, "init_lora_weights"),
-    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),            # acts only behind these tokens
-    ({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias"), ({"target_modules": ".*q_proj"}, "target_modules"),
-    ({"layers_to_transform": [0]}, "lack base_model.model.model.layers.1"),
-    ({"trainable_token_indices": [1, 2]}, "have no place for base_model.model.model.embed_tokens"),
-    ({"target_parameters": ["mlp.up_proj.weight"]}, "have no place for base_model.model.model.layers.0.mlp.up_proj")], ids=str)
-def test_what_peft_writes_beyond_plain_adapters_is_refused(checkpoint, tmp_path, config, name):
-    """Real files of peft's own. Each would load as another model than it is: none may, and the reason is named."""
-    written_by_peft(checkpoint, tmp_path, **config)
-    base, _ = checkpoint("llama")
-
-    def read():
-        model = load(base)
-        add_lora(model, **adapter_config(tmp_path), generator=torch.Generator())
-        load_adapter(model, tmp_path, base=base)
-
-    assert name in refusal(read)
-
-
-def test_an_adapter_of_another_rank_base_or_set_of_layers_is_refused(checkpoint, tmp_path):
-    base = checkpoint("llama")[0]
-    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
-    message = refusal(load_adapter, with_adapter(base, rank=2), tmp_path, base=base)
-    assert "another base or rank" in message and "[4, 32]" in message and "[2, 32]" in message
-    assert "[4, 32]" in refusal(load_adapter, with_adapter(checkpoint("llama", hidden_size=16)[0]), tmp_path, base=base)
-    assert "lack" in refusal(load_adapter, with_adapter(checkpoint("llama", num_hidden_layers=3)[0]), tmp_path, base=base)
-    assert "have no place for" in refusal(load_adapter, with_adapter(base, targets=("q_proj",)), tmp_path, base=base)
-
-
-def test_a_refused_adapter_leaves_the_model_as_it_was(checkpoint, tmp_path):
-    """The one misshapen tensor is the last: nothing before it may have been copied."""
-    base = checkpoint("llama")[0]
-    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
-    tensors = load_file(tmp_path / "adapter_model.safetensors")
-    model = with_adapter(base, seed=1)
-    last = "base_model.model." + list(adapter_parameters(model))[-1] + ".weight"
-    save_file(tensors | {last: torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors")
-    before = logits(model)
-    assert last in refusal(load_adapter, model, tmp_path, base=base)
-    assert logits(model).equal(before)
-
-
-@pytest.mark.parametrize("change, name", [
-    ({"peft_type": "IA3"}, "peft_type"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
-    ({"alpha_pattern": {"q_proj": 99}}, "alpha_pattern"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"target_modules": "all-linear"}, "target_modules"),
-    ({"r": ...}, "with r, got"), ({"target_modules": ...}, "with target_modules, got")])
-def test_adapters_of_other_kinds_are_refused(checkpoint, tmp_path, change, name):
-    """``...`` takes the key away. alpha_pattern would scale some layers otherwise: loading without it would be
-    wrong."""
-    base = checkpoint("llama")[0]
-    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
-    config = json.loads((tmp_path / "adapter_config.json").read_text()) | change
-    (tmp_path / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
-    assert name in refusal(adapter_config, tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------ an adapter and its base
-def other_base(base, folder, change):
-    """A model of the same shapes, some of whose tensors ``change`` moves."""
-    shutil.copytree(base, folder)
-    tensors = load_file(base / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def a_little_of_all(tensors):
-    """As training does that lets every weight drift by a hundredth."""
-    for name, tensor in tensors.items():
-        tensors[name] = tensor * 1.01
-
-
-def one_of_all(tensors):
-    tensors["model.layers.1.self_attn.v_proj.weight"] += 1.0
-
-
-@pytest.mark.parametrize("change", [a_little_of_all, one_of_all])
-def test_an_adapter_of_another_base_is_refused_where_all_shapes_agree(checkpoint, tmp_path, change):
-    base = checkpoint("llama")[0]
-    save_adapter(with_adapter(base), tmp_path / "adapter", base="some/base", **ARGUMENTS)
-    other = other_base(base, tmp_path / "other", change)
-    model = with_adapter(other, seed=1)
-    before = logits(model)
-    assert refusal(load_adapter, model, tmp_path / "adapter", base=other) == (
-        f"{tmp_path}/adapter: the adapter was trained on other weights than those of {other}; by its own word, on those of "
-        f"some/base")
-    assert logits(model).equal(before)
-
-
-def test_the_dtype_a_base_is_loaded_in_and_its_place_make_no_other_base(checkpoint, tmp_path):
-    """The file is float32: loaded as bfloat16 all its values are rounded. Nor has an adapter that has moved a say in it."""
-    base = checkpoint("llama")[0]
-    elsewhere = shutil.copytree(base, tmp_path / "elsewhere")
-    for name, dtype, other in [("a", torch.float32, torch.bfloat16), ("b", torch.bfloat16, torch.float32)]:
-        model = load(base, dtype)
-        add_lora(model, **ARGUMENTS, generator=torch.Generator().manual_seed(3))
-        save_adapter(model, tmp_path / name, base=str(base), **ARGUMENTS)
-        there = load(elsewhere, other)
-        add_lora(there, **ARGUMENTS, generator=torch.Generator().manual_seed(4))
-        load_adapter(there, tmp_path / name, base=elsewhere)
-        assert all(p.equal(adapter_parameters(model)[key]) for key, p in adapter_parameters(there).items())
-
-
-def test_an_adapter_that_does_not_tell_its_base_is_taken_if_it_fits(checkpoint, tmp_path):
-    """Of peft's own: its files have no digest."""
-    base, theirs = checkpoint("llama")
-    wrapped = peft.get_peft_model(type(theirs).from_pretrained(base), peft.LoraConfig(r=4, target_modules=list(TARGETS)))
-    wrapped.save_pretrained(tmp_path / "adapter")
-    other = other_base(base, tmp_path / "other", a_little_of_all)
-    load_adapter(with_adapter(other), tmp_path / "adapter", base=other)
-
-
-def test_the_same_adapter_is_written_as_the_same_bytes(checkpoint, tmp_path):
-    """Eight times: notes in a header would otherwise come in an order of chance."""
-    model = with_adapter(checkpoint("llama")[0])
-    for i in range(8):
-        save_adapter(model, tmp_path / str(i), base="x", **ARGUMENTS)
-    assert len({(tmp_path / str(i) / "adapter_model.safetensors").read_bytes() for i in range(8)}) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- merging
@@ -550,75 +279,6 @@ def test_a_model_beyond_the_size_of_a_file_is_written_in_shards_with_an_index(ch
     assert_near(logits_of(transformers.AutoModelForCausalLM.from_pretrained(shards)), logits_of(model))
 
 
-# --------------------------------------------------------------------------------------------------------------- policy
-def word_level(folder, words):
-    from tokenizers import Tokenizer, models
-    vocabulary = {word: i for i, word in enumerate(words)}
-    Tokenizer(models.BPE(vocabulary, merges=[])).save(str(folder / "tokenizer.json"))
-
-
-def test_a_policy_stops_at_ids_and_strings(copy_of):
-    folder = copy_of()
-    word_level(folder, ["a", "b", "c", ";"])
-    policy = load_policy(folder, dtype=torch.float32, device="cpu", stop_strings=(";",))
-    # config.json of the tiny models names id 2; ";" is id 3. The model's 61 ids are all in the table, the tokenizer
-    # has 4.
-    assert policy.stopping.ends_UV[0].nonzero().flatten().tolist() == [2, 3]
-    assert policy.stopping.next_UV.shape[1] == 61
-
-
-def test_a_policy_stops_at_given_ids_too_and_names_them_first(copy_of):
-    """config.json names id 2: given 3, then 2 again, the stop ids are 3 and 2, each once."""
-    folder = copy_of()
-    word_level(folder, ["a", "b", "c", ";"])
-    policy = load_policy(folder, dtype=torch.float32, device="cpu", stop_ids=(3, 2))
-    assert policy.tokenizer.stop_ids == (3, 2)
-    assert policy.stopping.ends_UV[0].nonzero().flatten().tolist() == [2, 3]
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(copy_of):
-    folder = copy_of()
-    word_level(folder, [chr(200 + i) for i in range(62)])
-    message = refusal(load_policy, folder, dtype=torch.float32, device="cpu")
-    assert "62 ids" in message and "61" in message
-
-
-def test_a_broken_config_is_named_by_load_policy_too(copy_of):
-    folder = copy_of()
-    word_level(folder, ["a"])
-    (folder / "generation_config.json").write_text("{")
-    assert "generation_config.json" in refusal(load_policy, folder, dtype=torch.float32, device="cpu")
-    (folder / "config.json").write_text("{")
-    assert "config.json" in refusal(load_policy, folder, dtype=torch.float32, device="cpu")
-
-
-@pytest.mark.slow
-def test_smollm2_is_a_policy(smollm2):
-    policy = load_policy(smollm2, dtype=torch.bfloat16, device="cpu", stop_strings=(";",))
-    assert policy.tokenizer.stop_ids == (2,)
-    # It stops at id 2 and at each token with a semicolon in it, and nowhere else.
-    with_semicolon = {i for i, added in enumerate(policy.tokenizer.token_bytes) if b";" in added}
-    assert set(policy.stopping.ends_UV[0].nonzero().flatten().tolist()) == with_semicolon | {2}
-
-
-@pytest.mark.parametrize("key, value, sentence", [
-    ("eos_token_id", 60_000, "eos_token_id 60000 is beyond the vocabulary of"),
-    ("eos_token_id", "2", "config.json: eos_token_id must be an id or a list of ids, got ['2']"),
-    ("eos_token_id", [2, -1], "config.json: eos_token_id must be an id or a list of ids, got [2, -1]"),
-    ("hidden_size", "x", "config.json: hidden_size must be a positive integer, got 'x'"),
-    ("num_attention_heads", 0, "config.json: num_attention_heads must be a positive integer, got 0"),
-    ("num_hidden_layers", -1, "config.json: num_hidden_layers must be a positive integer, got -1"),
-    ("intermediate_size", 1.5, "config.json: intermediate_size must be a positive integer, got 1.5"),
-])
-def test_a_config_whose_values_make_no_model_is_one_sentence(sql_model, tmp_path, key, value, sentence):
-    folder = shutil.copytree(sql_model, tmp_path / "folder")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {key: value}))
-    with pytest.raises(ValueError) as caught:
-        load_policy(folder, dtype=torch.float32, device="cpu")
-    assert sentence in str(caught.value)
-
-
 def test_an_index_that_is_no_table_and_an_adapter_without_a_rank(sql_model, tmp_path):
     folder = shutil.copytree(sql_model, tmp_path / "folder")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
@@ -628,89 +288,6 @@ def test_an_index_that_is_no_table_and_an_adapter_without_a_rank(sql_model, tmp_
         {"peft_type": "LORA", "r": "x", "lora_alpha": 2, "target_modules": ["q_proj"]}))
     with pytest.raises(ValueError, match="json: r must be a positive integer up to 16384 and lora_alpha a number, got 'x', 2"):
         adapter_config(folder)
-
-
-# -------------------------------------------------------------------------------------------------- a model of our own, new
-TEXTS = [f"Question: Where was {name}?\nSQL:\nSELECT Medal.location FROM Athlete WHERE name = '{name}'"
-         for name in ("Ana", "Zoë")] * 3
-SMALL = dict(vocabulary=300, layers=2, width=16, heads=4, mlp_width=24, max_positions=64)
-
-
-def new_folder(folder, seed=0, **changed):
-    folder.mkdir()
-    create_model(folder, TEXTS, generator=torch.Generator().manual_seed(seed), **SMALL | changed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def new_model(tmp_path_factory):
-    return new_folder(tmp_path_factory.mktemp("made") / "new")
-
-
-def logits_of(model):
-    """Logits as such, of ids that every vocabulary here has; transformers' models wrap them."""
-    out = model(random_ids(2, 12))
-    return (model.logits(out) if isinstance(out, torch.Tensor) else out.logits).detach().float()
-
-
-def difference(got, expected):
-    """Of the largest number expected."""
-    return float((got - expected).abs().max() / expected.abs().max())
-
-
-def assert_near(got, expected, tolerance=1e-5):
-    assert difference(got, expected) <= tolerance
-
-
-def test_a_new_model_is_a_policy_of_the_sizes_asked_for(new_model):
-    policy = load_policy(new_model, dtype=torch.float32, device="cpu")
-    architecture = policy.model.architecture
-    assert (architecture.layers, architecture.width, architecture.heads, architecture.mlp_width) == (2, 16, 4, 24)
-    assert architecture.max_positions == 64 and architecture.head_size == 16 // 4
-    # The vocabulary is what the tokenizer has, at most the 300 asked for, and it stops at its one stop token, id 0.
-    assert architecture.vocabulary == len(policy.tokenizer.token_bytes) == policy.tokenizer.rust.get_vocab_size() <= 300
-    assert policy.tokenizer.stop_ids == (0,) and policy.stopping.ends_UV[0].nonzero().flatten().tolist() == [0]
-    # Embedding V · D, which is the head too; per layer 4 D², 3 D · 24 and two norms; the last norm.
-    parameters = architecture.vocabulary * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
-    assert sum(parameter.numel() for parameter in policy.model.parameters()) == parameters
-
-
-def test_transformers_reads_a_new_model_and_its_tokenizer_alike(new_model):
-    """As anybody would who is given the folder: no class named, no argument."""
-    policy = load_policy(new_model, dtype=torch.float32, device="cpu")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(new_model)
-    words = transformers.AutoTokenizer.from_pretrained(new_model)
-    assert type(theirs) is transformers.LlamaForCausalLM and theirs.dtype == torch.float32
-    assert_near(logits_of(policy.model), logits_of(theirs))
-    assert (words.eos_token, words.eos_token_id, words.model_max_length) == ("<eos>", 0, 64)
-    assert len(words) == len(policy.tokenizer.token_bytes)
-    for text in [*TEXTS, "  two  spaces\tnaïve 東京 🏃\n'it''s'", "a<eos>b"]:
-        ids = policy.tokenizer.encode(text)
-        assert words(text)["input_ids"] == ids
-        assert words.decode(ids, skip_special_tokens=True) == policy.tokenizer.decode(ids)
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_weights(tmp_path, new_model):
-    again, other = (contents(new_folder(tmp_path / name, seed)) for name, seed in (("again", 0), ("other", 1)))
-    assert again == contents(new_model)
-    assert [name for name in again if again[name] != other[name]] == ["model.safetensors"]
-
-
-@pytest.mark.parametrize("changed, sentence", [
-    # Of width 18, four heads would use 16; of width 12, each would have 3; of 16, each of 32 would have half a number.
-    ({"width": 18}, "the width 18 is no multiple of twice the 4 heads: rotary positions turn pairs"),
-    ({"width": 12}, "the width 12 is no multiple of twice the 4 heads: rotary positions turn pairs"),
-    ({"heads": 32}, "the width 16 is no multiple of twice the 32 heads: rotary positions turn pairs"),
-    ({"heads": 0}, "the width 16 is no multiple of twice the 0 heads: rotary positions turn pairs"),
-    ({"layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
-    ({"mlp_width": 0}, "intermediate_size must be a positive integer, got 0"),
-])
-def test_sizes_that_make_no_model_are_one_sentence(tmp_path, changed, sentence):
-    assert refusal(new_folder, tmp_path / "new", **changed) == f"model.new: {sentence}"
 
 
 # ---------------------------------------------------------------------------------------------------- a model that was moved

@@ -1,0 +1,1 @@
+"""Prompts → completions: beam search and sampling. Begin with ``beams`` (the rule), then ``search`` (the public functions)."""

@@ -1,0 +1,75 @@
+"""Beam search. The rule, for each prompt at each step (that of transformers' ``generate``):
+
+1. Every live beam is continued by every token: K · V candidates, each with its total log-prob.
+2. Of the K best candidates, those that end here are set aside in ``done``, scored total / length^penalty. They end by a stop,
+   or because this is the last depth. ``done`` keeps its K best.
+3. The K best candidates that do not end are the next live beams. Each takes over what its parent sees in the tree.
+4. The prompt is closed when ``done`` is full and its worst score is no worse than the best live beam's, at its present length;
+   with early stopping, as soon as ``done`` is full.
+"""
+
+import torch
+from torch import Tensor
+
+from minigrpo.policy.fast.head import log_softmax
+from minigrpo.policy.generation.growing_tree import GrowingTree
+from minigrpo.policy.generation.hypotheses import Hypotheses
+from minigrpo.policy.model import CausalLM
+from minigrpo.policy.stopping import Stopping
+
+
+class Beams:
+    """A beam search under way. All its tensors keep their place: ``begin`` and ``step`` can be recorded and replayed."""
+
+    def __init__(self, tree: GrowingTree, model: CausalLM, depth: int, stopping: Stopping, *, length_penalty: float,
+                 early_stopping: bool) -> None:
+        (Q, K, _), device = tree.visible_QKS.shape, model.device
+        self.tree, self.stopping, self.early_stopping = tree, stopping, early_stopping
+        self.live, self.done = (Hypotheses.empty(Q, K, depth, model.dtype, device) for _ in range(2))
+        self.open_Q1 = torch.ones(Q, 1, dtype=torch.bool, device=device)
+        self.state_QK, self.token_QK, self.parent_QK = (torch.zeros(Q, K, dtype=torch.long, device=device) for _ in range(3))
+        self.divisor_C = torch.tensor([(c + 1.0) ** length_penalty for c in range(depth)], dtype=torch.float64)
+        self.divisor_C = self.divisor_C.to(device, self.live.score_QK.dtype)
+
+    def select(self, logp_QKV: Tensor) -> None:
+        """The rule above: from the log-probs of every beam's next token to the next ``live``, ``done`` and ``open_Q1``."""
+        ends_QKV, depth_1 = self.stopping.ends_UV[self.state_QK], self.tree.depth_1
+        total_QKV, divisor_1 = self.live.score_QK[:, :, None] + logp_QKV, self.divisor_C[depth_1]
+        candidates, _ = best_continuations(self.live, total_QKV, logp_QKV, ends_QKV, depth_1)
+        finished_QK = self.open_Q1 & (candidates.stopped_QK | (depth_1 == len(self.divisor_C) - 1))
+        score_QK = (candidates.score_QK / divisor_1).where(finished_QK, -torch.inf)
+        self.done.set(self.done.best_with(candidates._replace(score_QK=score_QK)))
+
+        going_on_QKV = total_QKV.masked_fill(ends_QKV, -torch.inf)
+        live, parent_QK = best_continuations(self.live, going_on_QKV, logp_QKV, ends_QKV, depth_1)
+        best_Q1, worst_Q1 = live.score_QK[:, :1] / divisor_1, self.done.score_QK[:, -1:]
+        self.open_Q1 &= worst_Q1.isinf() | ((best_Q1 > worst_Q1) & (not self.early_stopping))
+        self.live.set(live)
+        self.parent_QK.copy_(parent_QK)
+        self.token_QK.copy_(live.ids_QKC.index_select(2, depth_1)[:, :, 0])
+        self.state_QK.copy_(self.stopping.next_UV[self.state_QK.gather(1, parent_QK), self.token_QK])
+
+    def begin(self, model: CausalLM) -> None:
+        self.live.clear()
+        self.done.clear()
+        self.live.score_QK[:, 0] = 0.0              # one root: until it has branched, the other beams are impossible
+        self.open_Q1.fill_(True)
+        self.state_QK.zero_()
+        self.select(log_softmax(self.tree.prefill(model)).expand(-1, self.tree.branches, -1))
+
+    def step(self, model: CausalLM) -> None:
+        self.select(log_softmax(self.tree.grow(model, self.token_QK, self.parent_QK)))
+
+    def over(self) -> bool:
+        return not self.open_Q1.any()
+
+
+def best_continuations(live: Hypotheses, total_QKV: Tensor, logp_QKV: Tensor, ends_QKV: Tensor,
+                       depth_1: Tensor) -> tuple[Hypotheses, Tensor]:
+    """The K best of all K · V one-token continuations by ``total_QKV``, and the beam that each came from (parent_QK)."""
+    K, V = total_QKV.shape[1:]
+    score_QK, place_QK = total_QKV.flatten(1).topk(K, dim=1)
+    parent_QK = place_QK // V
+    chosen = live.pick(parent_QK)._replace(score_QK=score_QK)
+    chosen.append(place_QK % V, logp_QKV.flatten(1).gather(1, place_QK), ends_QKV.flatten(1).gather(1, place_QK), depth_1)
+    return chosen, parent_QK

@@ -1,0 +1,85 @@
+"""Beam search and sampling over batches of ragged prompts: the public functions. Works on ids, not on text.
+
+Each prompt is computed once; its K completions grow as branches of one tree over one cache. Everything that a step decides
+stays in tensors, so that on CUDA a whole step, selection included, is one recorded graph; only "have all finished?" is asked
+of the device, every few steps.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from minigrpo.common.errors import UserError
+from minigrpo.policy.fast.kept import kept_search
+from minigrpo.policy.fast.stacked import adapters_held
+from minigrpo.policy.generation.beams import Beams
+from minigrpo.policy.generation.growing_tree import STRETCH, GrowingTree
+from minigrpo.policy.generation.hypotheses import Completion, Hypotheses
+from minigrpo.policy.generation.sampling import Draws
+from minigrpo.policy.lora import adapters
+from minigrpo.policy.model import CausalLM
+from minigrpo.policy.stopping import Stopping
+from minigrpo.policy.tree import pad_prompts
+
+ASK_EVERY = 8          # steps between two looks at "all finished" on an accelerator, which has to wait for a look
+
+
+@torch.inference_mode()
+def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
+                stopping: Stopping, length_penalty: float = 1.0, early_stopping: bool = False) -> list[list[Completion]]:
+    """The K = ``completions`` best hypotheses of a beam K wide, best first, for each prompt (token ids).
+
+    A hypothesis is scored Σ log-prob / length^``length_penalty``, its stop token counted; the rule is in ``beams``. What is
+    still live at ``max_new_tokens`` is finished there, unstopped.
+
+    ``UserError`` for a prompt that does not fit the context, and if fewer than K different completions exist.
+    """
+    make = partial(Beams, length_penalty=length_penalty, early_stopping=early_stopping)
+    done = _search(make, model, prompts, completions, max_new_tokens, stopping, None)
+    if done.score_QK.isinf().any():
+        raise UserError(f"fewer than {completions} different completions of at most {max_new_tokens} tokens exist in this "
+                        "vocabulary")
+    return done.completions()
+
+
+@torch.inference_mode()
+def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
+           stopping: Stopping, temperature: float = 1.0, generator: torch.Generator | None = None) -> list[list[Completion]]:
+    """K = ``completions`` independent draws for each prompt; ``temperature`` 0 is greedy decoding.
+
+    Log-probs are those at ``temperature`` (at 1 when greedy). ``generator`` lives on the model's device.
+
+    ``UserError`` for a prompt that does not fit the context.
+    """
+    make = partial(Draws, temperature=temperature)
+    return _search(make, model, prompts, completions, max_new_tokens, stopping, generator).completions()
+
+
+def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: Sequence[Sequence[int]], completions: int,
+            depth: int, stopping: Stopping, generator: torch.Generator | None) -> Hypotheses:
+    """Begin, and step until all prompts are done."""
+    longest, limit = max(map(len, prompts), default=0), model.architecture.max_positions
+    if longest + depth > limit:
+        raise UserError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
+                        f"{limit}: shorten the prompt or lower generation.max_new_tokens")
+
+    def new() -> Beams | Draws:
+        tree = GrowingTree(model, len(prompts), longest, completions, depth)
+        return make(tree, model, depth, stopping.to(model.device))
+
+    with adapters_held(model):
+        kind = (make.func, *make.keywords.items(), len(prompts), completions, depth, stopping)
+        read = (*model.parameters(), *(tensor for layer in adapters(model).values() for tensor in layer.active or ()))
+        kept = kept_search(model, model.device, kind, tuple(tensor.data_ptr() for tensor in read), new,
+                           fits=lambda search: search.tree.has_room(longest))
+        search, tree, replay = kept.search, kept.search.tree, kept.replay
+        if isinstance(search, Draws):
+            search.uniform_QKC.uniform_(generator=generator)
+        width = tree.load(pad_prompts(prompts, multiple=STRETCH if replay.records else 1, device=model.device))
+        replay(search.begin, width, model)
+        for c in range(1, depth):
+            if (not replay.records or c % ASK_EVERY == 0) and search.over():
+                break
+            replay(search.step, tree.reach(c - 1), model)
+    return search.done

@@ -1,0 +1,43 @@
+"""Branches that change parents while they grow, against each history alone; what a used tree leaves behind."""
+
+import pytest
+import torch
+
+from minigrpo.policy.generation.growing_tree import GrowingTree
+from minigrpo.policy.tree import pad_prompts
+from tests.policy.helpers import EACH, OF_LOGITS, apart, assert_close, grown, random_ids
+
+
+@pytest.mark.parity
+@EACH
+def test_growing_tree_equals_each_sequence_alone_through_changes_of_parent(pair, parity, family, config):
+    """Each branch sees the history that it took over."""
+    for got_QKV, expected_QKV in grown(*pair(family, **config)):
+        parity("logits, growing tree", "transformers", apart(got_QKV, expected_QKV), **OF_LOGITS)
+
+
+def test_what_an_earlier_search_left_in_a_tree_is_not_read(pair):
+    """The cache holds NaN, every slot is in sight, the depth is at its end: prompts begin it anew. And room for longer prompts
+    and for tokens to come changes nothing but the order of sums."""
+    model, _ = pair("llama")
+    prompts = pad_prompts([[1, 2, 3], [4]])
+    used, clean, roomy = (GrowingTree(model, 2, longest, 2, depth) for longest, depth in ((3, 3), (3, 3), (40, 50)))
+    for tensor in used.cache.keys + used.cache.values:
+        tensor.fill_(torch.nan)
+    used.visible_QKS.fill_(True)
+    used.depth_1.fill_(2)
+    for tree in (used, clean, roomy):
+        tree.load(prompts)
+    for ids_QK in [None, random_ids(2, 2), random_ids(2, 2, seed=1)]:
+        again, first, third = (tree.prefill(model) if ids_QK is None else tree.grow(model, ids_QK) for tree in (used, clean, roomy))
+        assert again.equal(first)
+        assert_close(third, first, 1e-5)
+
+
+def test_growing_attends_over_whole_stretches_of_depth(pair):
+    """Prompts have 32 slots of room, 2 branches: a stretch of 32 depths has 64 slots. Depths 0 … 31 attend over 96, 32 … 63
+    over 160, and the last stretch ends with the tree, at 32 + 2 · 70 = 172."""
+    model, _ = pair("llama")
+    tree = GrowingTree(model, 1, 32, 2, 70)
+    assert [tree.reach(depth) for depth in (0, 31, 32, 63, 64, 69)] == [96, 96, 160, 160, 172, 172]
+    assert [tree.has_room(longest) for longest in (15, 16, 32, 33)] == [False, True, True, False]
