@@ -1,4 +1,4 @@
-"""Questions with known answers, and the order in which training meets them. Knows no file format and no model."""
+"""The order in which training meets the problems, and which of them it meets. Does not depend on any task or model."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -7,9 +7,10 @@ from typing import Generic, TypeVar
 
 from minigrpo.common.errors import UserError
 from minigrpo.common.messages import unknown
-from minigrpo.task.sql.question import Question
+from minigrpo.task.contract import Problem
 
 Item = TypeVar("Item")
+Kind = TypeVar("Kind", bound=Problem)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -23,44 +24,44 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def shuffle_answers(questions: Sequence[Question], seed: int) -> list[Question]:
-    """A control: the same questions, the same answers, dealt out anew; nothing can be learned from them."""
-    answers = [question.answer for question in questions]
+def shuffle_answers(problems: Sequence[Kind], seed: int) -> list[Kind]:
+    """A control: the same questions with their answers shuffled among them, so that nothing can be learned."""
+    answers = [problem.answer for problem in problems]
     random.Random(f"minigrpo shuffled answers {seed}").shuffle(answers)
-    return [replace(question, answer=answer) for question, answer in zip(questions, answers)]
+    return [replace(problem, answer=answer) for problem, answer in zip(problems, answers)]
 
 
-def without_kinds(questions: Sequence[Question], kinds: Iterable[str]) -> list[Question]:
-    """The questions of other kinds. ``ValueError``: a kind that no question is of, or none is left."""
-    known = sorted({question.kind for question in questions})
+def without_kinds(problems: Sequence[Kind], kinds: Iterable[str]) -> list[Kind]:
+    """The problems of other kinds. ``UserError``: a kind that no problem is of, or nothing is left."""
+    known = sorted({problem.kind for problem in problems})
     for kind in kinds:
         if kind not in known:
             raise UserError(f"task.hold_out: {unknown('kind of question', kind, known)}; there are {', '.join(known)}")
-    left = [question for question in questions if question.kind not in kinds]
+    left = [problem for problem in problems if problem.kind not in kinds]
     if not left:
-        raise UserError(f"task.hold_out: all {len(questions)} questions of the split {questions[0].split} are of the kinds "
+        raise UserError(f"task.hold_out: all {len(problems)} questions of the split {problems[0].split} are of the kinds "
                          f"that are held out: nothing is left to train on")
     return left
 
 
 @dataclass(frozen=True)
-class QuestionStream(Generic[Item]):
-    """An endless, shuffled, resumable stream of batches: ``batch(step)`` depends on nothing but (seed, step).
+class ProblemStream(Generic[Item]):
+    """An endless, shuffled stream of batches: ``batch(step)`` depends on (seed, step) alone, so resuming needs no state.
 
-    Each epoch visits every question once; a batch may cross from one epoch into the next.
+    Each epoch visits every item once; a batch may cross from one epoch into the next.
     """
 
-    questions: Sequence[Item]
+    items: Sequence[Item]
     size: int
     seed: int
 
     def __post_init__(self) -> None:
-        if not self.questions:
+        if not self.items:
             raise UserError("there are no questions to draw a batch from")
 
     def batch(self, step: int) -> list[Item]:
-        """The ``size`` questions of ``step`` (counted from 0)."""
-        count = len(self.questions)
+        """The ``size`` items of ``step`` (counted from 0)."""
+        count = len(self.items)
         places = range(step * self.size, (step + 1) * self.size)
         orders = {epoch: epoch_order(count, self.seed, epoch) for epoch in {place // count for place in places}}
-        return [self.questions[orders[place // count][place % count]] for place in places]
+        return [self.items[orders[place // count][place % count]] for place in places]

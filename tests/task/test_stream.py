@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigrpo.task.sql.question import Question
-from minigrpo.task.stream import QuestionStream, epoch_order, shuffle_answers, without_kinds
+from minigrpo.task.stream import ProblemStream, epoch_order, shuffle_answers, without_kinds
 
 
 def some(count: int) -> list[Question]:
     return [Question(f"mini/{i}", "mini", i, f"question {i}", str(i), "original", "0") for i in range(count)]
 
 
-def indices(stream: QuestionStream, step: int) -> list[int]:
+def indices(stream: ProblemStream, step: int) -> list[int]:
     return [question.index for question in stream.batch(step)]
 
 
@@ -39,7 +39,7 @@ def test_the_order_is_the_same_on_every_machine() -> None:
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 100))
 def test_batches_in_a_row_are_the_epochs_in_a_row(count: int, size: int, seed: int) -> None:
-    stream = QuestionStream(some(count), size, seed)
+    stream = ProblemStream(some(count), size, seed)
     steps = 2 * count // size + 1                                        # at least two epochs
     seen = [index for step in range(steps) for index in indices(stream, step)]
     expected = [index for epoch in range(steps * size // count + 1) for index in epoch_order(count, seed, epoch)]
@@ -48,23 +48,23 @@ def test_batches_in_a_row_are_the_epochs_in_a_row(count: int, size: int, seed: i
 
 def test_a_batch_crosses_from_one_epoch_into_the_next() -> None:
     # 5 questions, batches of 2: step 2 holds place 4 of epoch 0 and place 0 of epoch 1.
-    assert indices(QuestionStream(some(5), 2, seed=7), 2) == [epoch_order(5, 7, 0)[4], epoch_order(5, 7, 1)[0]]
+    assert indices(ProblemStream(some(5), 2, seed=7), 2) == [epoch_order(5, 7, 0)[4], epoch_order(5, 7, 1)[0]]
 
 
 def test_a_batch_larger_than_the_set_repeats_it() -> None:
     # 3 questions, a batch of 7: two whole epochs and one question of the third.
-    assert sorted(indices(QuestionStream(some(3), 7, seed=1), 0)[:6]) == [0, 0, 1, 1, 2, 2]
+    assert sorted(indices(ProblemStream(some(3), 7, seed=1), 0)[:6]) == [0, 0, 1, 1, 2, 2]
 
 
 def test_any_step_can_be_asked_first() -> None:
-    one, other = (QuestionStream(some(11), 4, seed=3) for _ in range(2))
+    one, other = (ProblemStream(some(11), 4, seed=3) for _ in range(2))
     forwards = [indices(one, step) for step in range(20)]
     assert [indices(other, step) for step in reversed(range(20))] == forwards[::-1]
 
 
 def test_no_questions_is_an_error() -> None:
     with pytest.raises(ValueError, match="no questions"):
-        QuestionStream([], 2, seed=0)
+        ProblemStream([], 2, seed=0)
 
 
 # -------------------------------------------------------------------------------------------------------------- the control

@@ -1,7 +1,7 @@
-"""Rows → answer text → score: the benchmark's EMS and REMS, and a strict match. Knows no database and no reward.
+"""From rows to an answer's text to scores: the benchmark's EMS and REMS, and a strict match. Needs no database or reward.
 
-EMS and REMS (arXiv 2506.06093) look only at what is missing, so an output that lists everything satisfies them;
-``strict`` and ``f1`` also count what is too much.
+EMS and REMS (arXiv 2506.06093) count only missing parts, so an output that lists everything satisfies them. ``strict`` and
+``f1`` also count parts that do not belong there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,10 @@ from minigrpo.common.errors import UserError
 
 # -------------------------------------------------------------------------------------------------------- rows → text
 def render_cell(value: object) -> str:
-    """One cell as answer text: NULL is ``None``, text stays as it is, numbers lose trailing zeros and exponents.
+    """One cell as answer text: NULL is ``None``, text stays as it is, numbers have no exponents and no trailing zeros.
 
-    A boolean is 1 or 0, as a database stores it; bytes are UTF-8 (what is not becomes U+FFFD); dates and times are ISO.
+    A boolean is 1 or 0, as a database stores it. Bytes are read as UTF-8, with U+FFFD for invalid ones. Dates and times are in
+    ISO format.
 
     >>> [render_cell(value) for value in (None, " a", 3, 2.5, -0.0, 1e16, Decimal("2.0000"), Decimal("1E+2"))]
     ['None', ' a', '3', '2.5', '0', '10000000000000000', '2', '100']
@@ -23,7 +24,7 @@ def render_cell(value: object) -> str:
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
-        return _plain(Decimal(repr(value)))                 # repr: the shortest digits that give this float back
+        return _plain(Decimal(repr(value)))                 # repr: the shortest digits that give the same float
     if isinstance(value, Decimal):
         return _plain(value)
     if isinstance(value, (bytes, bytearray)):
@@ -32,14 +33,14 @@ def render_cell(value: object) -> str:
 
 
 def _plain(number: Decimal) -> str:
-    """Fixed notation, every digit kept (``normalize()`` would round to 28 of them), without trailing zeros."""
+    """Fixed notation with all digits (``normalize()`` would round to 28 of them) but without trailing zeros."""
     text = format(number, "f")
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text
 
 
 def render_answer(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as answer text: the cells of a row joined by one space, the rows by ``", "``; no rows give the empty text.
+    """Rows as answer text. One space joins the cells of a row, ``", "`` joins the rows; no rows give the empty text.
 
     >>> render_answer([("Paris", 2012), ("Suva", None)])
     'Paris 2012, Suva None'
@@ -59,7 +60,7 @@ class Score:
 
 
 def split_answer(text: str) -> list[str]:
-    """The parts between commas, stripped, in order, repetitions and empty parts kept; blank text has no parts.
+    """The stripped parts between commas, in order, with repetitions and empty parts. Blank text has no parts.
 
     >>> split_answer("Paris , Suva,")
     ['Paris', 'Suva', '']
@@ -70,13 +71,12 @@ def split_answer(text: str) -> list[str]:
 def score_answer(gold: str, output: str) -> Score:
     """Compare an output with the gold answer, both as text.
 
-    A gold part g is found if some output part p has it as whole words: ``" g "`` inside ``" p "``, case-sensitively.
-    REMS is the share of gold parts found, rounded by Python's ``round(share, 2)`` as in the benchmark (half to even, of
-    the binary float); EMS is 1 if all are found, decided before rounding. ``strict`` is equality of the two *sets* of
-    parts, ``f1`` the harmonic mean of precision and recall between them, by exact membership. An empty output earns
-    nothing.
+    A gold part g is found if some output part p contains it as whole words: ``" g "`` in ``" p "``, case-sensitively. REMS is
+    the share of gold parts that are found, rounded by Python's ``round(share, 2)`` as in the benchmark (half to even, of the
+    binary float). EMS is 1 if all are found, before rounding. ``strict`` is 1 if the two *sets* of parts are equal. ``f1`` is
+    the harmonic mean of precision and recall of the sets, by exact membership. An empty output scores 0 everywhere.
 
-    Raises ValueError for a gold answer without parts: there is nothing to find, and an empty output must not be right.
+    ``UserError``: the gold answer has no parts. There is nothing to find, and an empty output must not be right.
 
     >>> score_answer("Paris, Suva", "Paris 2012, Paris")
     Score(ems=0, rems=0.5, strict=0, f1=0.5)
@@ -93,10 +93,10 @@ def score_answer(gold: str, output: str) -> Score:
 
 
 def answer_excess(gold: str, output: str) -> float:
-    """How much of an output is more than the gold answer has, 0 … 1: 1 − gold / output, in words of different parts.
+    """The share of an output that exceeds the gold answer's size, 0 … 1: 1 − gold / output, in words of the distinct parts.
 
-    Nothing beyond the gold answer's size is 0, twice its size 1/2, a hundred times 99/100. Words, not parts: the benchmark's
-    rule finds an answer within a part, so that a whole dump can be one part.
+    An output no larger than the gold answer gives 0, twice its size 1/2, a hundred times 99/100. It counts words, not parts,
+    because the benchmark's rule finds an answer inside a part: a dump of the whole database can be one part.
 
     >>> [answer_excess("Paris, Suva", text) for text in ("Rome, Oslo", "Paris 2012, Suva 2016", "Paris, Paris", "")]
     [0.0, 0.5, 0.0, 0.0]
@@ -106,10 +106,10 @@ def answer_excess(gold: str, output: str) -> float:
 
 
 def _count_found(golds: list[str], outputs: list[str]) -> int:
-    """How many gold parts stand as whole words in some output part.
+    """How many gold parts some output part contains as whole words.
 
-    One search through one text for each gold part, not one for each pair: no part contains a comma, so a match cannot
-    reach from one output part into the next. A megabyte of output costs milliseconds.
+    Each gold part is searched once, in all output parts joined by commas, not once for each pair. No part contains a comma, so
+    a match cannot reach from one output part into the next. A megabyte of output takes milliseconds.
     """
     haystack = " " + " , ".join(outputs) + " "
     return sum(f" {gold} " in haystack for gold in golds)

@@ -1,6 +1,6 @@
-"""Question and schema → prompt text, and a completion's text → SQL. Knows no tokens.
+"""Question and schema → prompt text, and a completion's text → SQL. Does not depend on any tokenizer.
 
-The templates are written out by hand, so what the model reads is what stands here.
+The templates are written out in full: what stands here is what the model reads.
 """
 
 import json
@@ -21,8 +21,8 @@ LONGEST = 100                   # characters of a sample value as SQL: one that 
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt is ``opening`` and ``asking``; between them stands, for each example, ``asking`` with its ``answer``, so that
-    the question is asked just as the examples were.
+    """A prompt is ``opening`` and ``asking``. Between them is ``asking`` with its ``answer`` for each example, so that the
+    question is asked in the same way as the examples.
 
     Each of ``markers`` must be one token of the model's tokenizer; the last one ends a turn, and so an answer.
     """
@@ -81,7 +81,7 @@ Answer with a single SELECT query over these tables and nothing else.<|im_end|>
 """, """{sql};<|im_end|>
 <|im_start|>user
 """, ("<|im_start|>", "<|im_end|>")),
-    # The turns of Gemma, which knows no system; <bos> comes from the tokenizer's post-processor.
+    # The turns of Gemma, which has no system turn; <bos> comes from the tokenizer's post-processor.
     "gemma": Template("""<start_of_turn>user
 The database has these tables:
 
@@ -99,8 +99,8 @@ Answer with a single SELECT query over these tables and nothing else.<end_of_tur
 def render_prompt(template: str, question: str, schema: str, *, examples: Sequence[tuple[str, str]] = ()) -> str:
     """The prompt of one question, by a template's name, after ``examples``: (question, SQL) pairs, shown in their order.
 
-    A marker in a question, a query or the schema gets a space behind its first character: as text it can neither end a turn
-    nor begin one, and whoever reads the prompt sees it. An unknown name: ``ValueError``.
+    A marker inside a question, a query or the schema gets a space after its first character, so that no text can begin or end
+    a turn. An unknown name: ``UserError``.
     """
     if template not in TEMPLATES:
         raise UserError(f"prompt template: expected one of {', '.join(TEMPLATES)}, got {template!r}")
@@ -121,7 +121,7 @@ def render_prompt(template: str, question: str, schema: str, *, examples: Sequen
 def read_examples(path: Path) -> list[tuple[str, str]]:
     """{"question", "sql"} a line → (question, SQL) pairs for ``render_prompt``, in file order.
 
-    Raises ``ValueError`` that names the line which is anything else; a file without a pair is refused too.
+    Raises ``UserError`` that names a line which is anything else; a file without a pair is refused too.
     """
     if not path.is_file():
         raise UserError(f"task.examples: there is no file {path}")
@@ -137,8 +137,8 @@ def read_examples(path: Path) -> list[tuple[str, str]]:
 
 
 def schema_text(template: str, tables: Tables, samples: int) -> str:
-    """The schema as a template wants it: DDL, or for "compact" a line ``Table(column, ...)`` each. Columns come with up to
-    ``samples`` of their most frequent values; keys have none."""
+    """The schema in a template's form: DDL, or for "compact" a line ``Table(column, ...)`` for each table. Columns show up to
+    ``samples`` of their most frequent values; keys show none."""
     if template == "compact":
         return "\n".join(f"{table.name}({', '.join(_signature(table, samples))})" for table in tables)
     return "\n".join(_with_comments(table, samples) + ";" for table in tables)
@@ -150,7 +150,7 @@ def _signature(table: Table, samples: int) -> list[str]:
 
 
 def _with_comments(table: Table, samples: int) -> str:
-    """CREATE TABLE's line i + 1 is column i; a comment goes behind it."""
+    """The CREATE TABLE statement; line i + 1 is column i, and its sample values follow as a comment."""
     lines = table_lines(table, {})
     for i, text in _shown_values(table, samples).items():
         lines[i + 1] += f" -- {text}"
@@ -158,7 +158,7 @@ def _with_comments(table: Table, samples: int) -> str:
 
 
 def _shown_values(table: Table, samples: int) -> dict[int, str]:
-    """Place of a column → its sample values, for the columns that have some to show. "e.g.": there are others."""
+    """Index of a column → its sample values, for columns that show some. "e.g.": there are others."""
     shown = {}
     for i, column in enumerate(table.columns):
         if i in table.key or column.references or not samples:
@@ -172,7 +172,7 @@ def _shown_values(table: Table, samples: int) -> dict[int, str]:
 
 
 def _literal(value: object) -> str:
-    """A value as SQL spells it, on either engine: a number as it is, bytes as x'00ff', all else, a date too, as text."""
+    """A value as an SQL literal of either engine: a number as it is, bytes as x'00ff', anything else, a date too, as text."""
     if isinstance(value, bytes):
         return f"x'{value.hex()}'"
     text = render_cell(value)
@@ -180,16 +180,16 @@ def _literal(value: object) -> str:
 
 
 def _fits(literal: str) -> bool:
-    """Short, and one line: a line break would end the comment that it stands in."""
+    """Whether a literal is short and on one line: a line break would end the comment that it is in."""
     return len(literal) <= LONGEST and not re.search("[\0-\x1f\x7f\x85\u2028\u2029]", literal)
 
 
 def extract_sql(completion: str) -> str | None:
-    """The first statement of a completion, up to the first ; outside quotes; of a ``` fenced block where there is one.
+    """The first statement of a completion, up to the first ; outside quotes; inside a ``` fenced block if there is one.
 
-    A single bare fence opens what stands behind it if that begins as a query does and what stands before does not (a stop
-    string has cut the block off), and else closes what stands before it (a template may have opened it). None where nothing is
-    left. Whether it is SQL is the database's to say.
+    A single bare fence opens the text after it if that begins like a query and the text before does not (a stop string has cut
+    the block off); otherwise it closes the text before it (a template may have opened the block). None if nothing is left.
+    Whether it is SQL is for the database to say.
 
     >>> extract_sql("```sql\\nSELECT ';' FROM t; SELECT 2\\n```")
     "SELECT ';' FROM t"
@@ -206,4 +206,5 @@ def extract_sql(completion: str) -> str | None:
         begins = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
         text = behind if not before.strip() or begins.match(behind) and not begins.match(before) else before
     statement = re.match(r"""(?:[^;'"`]|'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z))*""", text)
+    assert statement is not None, "the pattern matches the empty text"
     return statement[0].strip() or None

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Question:
-    """One question and its known answer.
-
-    ``id`` is ``"split/index"``; ``index`` is the zero-based record in the split's file; ``answer`` the gold answer as
-    published; ``database`` the name of the database it is asked of; ``kind`` the question's type (a template's number,
-    for breakdowns only); ``gold_sql`` a known query, or None: training from answers never looks at it, but under
-    the reward "structural".
+    """``id`` is ``"split/index"``, and ``index`` the zero-based record in the split's file. ``answer``: the gold answer as
+    published. ``database``: the name of the database that the question is asked of. ``kind``: the type of question, for
+    breakdowns (in the benchmark, its template's number). ``gold_sql``: a known query, or None; GRPO reads it only with the
+    reward "structural".
     """
 
     id: str
@@ -21,3 +19,8 @@ class Question:
     database: str
     kind: str
     gold_sql: str | None = None
+
+    @property
+    def solution(self) -> str | None:
+        """What a model should write before a stop string: the known query without its end."""
+        return None if self.gold_sql is None else self.gold_sql.rstrip("; \t\r\n")

@@ -1,4 +1,4 @@
-"""An execution → a reward: unweighted terms, and presets that weigh them. Knows no engine and no model.
+"""An execution → a reward: unweighted terms, and presets that weigh them. Does not depend on any engine or model.
 
 Presets are rows of one table. "paper" is the published reward (arXiv 2506.06093): −100 for any error, else
 1 + 100·REMS + 1000·EMS; it never subtracts for extra rows, so a dump of everything earns it. "strict" has the
@@ -24,7 +24,7 @@ from minigrpo.task.sql.answer import Score, answer_excess, render_answer, score_
 from minigrpo.task.sql.engines.database import Execution, Tables
 from minigrpo.task.sql.question import Question
 
-# Every term is 0 … 1, and logged whatever the preset weighs. An error, or no rows, earns none of the answer's terms.
+# Every term is 0 … 1 and is logged under every preset. An error, or an empty result, scores 0 on the answer's terms.
 TERMS = {
     "error": "1 if the SQL failed, in whatever way",
     "runs": "1 if it did not",
@@ -36,7 +36,7 @@ TERMS = {
     **structure.TERMS,
 }
 
-# Weights of terms; "a * b" is the product of two. Why each is as it is: README, "Rewards".
+# Weights of terms; "a * b" is the product of two. The reason for each preset is in README.md beside this file.
 PRESETS: dict[str, dict[str, float]] = {
     "paper":            {"error": -100.0, "runs": 1.0, "rems": 100.0, "ems": 1000.0},
     "strict":           {"error": -100.0, "runs": 1.0, "f1": 100.0, "strict": 1000.0},
@@ -44,14 +44,14 @@ PRESETS: dict[str, dict[str, float]] = {
     "no_partial":       {"error": -100.0, "runs": 1.0, "ems": 1000.0},
     "no_error_penalty": {"runs": 1.0, "rems": 100.0, "ems": 1000.0},
     "execution_only":   {"error": -100.0, "runs": 1.0},
-    # Twice the gold answer's size costs all partial credit there is; no size makes a query that runs worse than an error.
+    # An output of twice the gold answer's size loses all partial credit; no size makes a query that runs worse than an error.
     "concise":          {"error": -100.0, "runs": 1.0, "rems": 50.0, "strict": 1000.0, "excess": -100.0},
     "grounded":         {"error": -100.0, "runs": 1.0, "f1 * reads": 100.0, "strict * reads": 1000.0},
-    # An error names tables and columns too, and may be less wrong than another, but stays below whatever runs.
+    # A failing query names tables and columns too, so one error may be better than another, but below every query that runs.
     "structural":       {"error": -100.0, "runs": 1.0, "f1": 100.0, "strict": 1000.0,
                          "tables": 10.0, "columns": 10.0, "joins": 10.0, "literals": 10.0},
 }
-LARGEST = 1e100                 # of a reward of one's own: its square has to be a number, or a group has no σ
+MAX_REWARD = 1e100              # of a reward of one's own: its square must be finite, or a group has no σ
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ RewardFunction = Callable[[Question, str | None, Execution], Reward]
 
 
 def answer_terms(question: Question, execution: Execution) -> dict[str, float]:
-    """What the rows earn; ``error`` or ``runs`` is 1, and an error earns nothing else."""
+    """The terms of an execution's rows. Either ``error`` or ``runs`` is 1; an error scores 0 on all others."""
     score, excess = Score(ems=0, rems=0.0, strict=0, f1=0.0), 0.0       # an error has no answer
     if execution.ok:
         answer = render_answer(execution.rows)
@@ -79,8 +79,8 @@ def make_reward(preset: str, tables: Mapping[str, Tables] | None = None) -> Rewa
     """The reward function of a preset, or of one's own: ``reward(question, sql, execution)``.
 
     ``tables``: those of each database by name, for the terms that read SQL; without them these terms are left out.
-    ``ValueError``: there is no such preset, module or function, or the preset weighs terms that are left out; and when a
-    reward of one's own raises, or returns no finite number.
+    ``UserError``: there is no such preset, module or function, or the preset weighs terms that are left out; and, when it is
+    called, if a reward of one's own raises or returns no finite number.
     """
     own = load_own(preset) if "." in preset else None
     if own is None and preset not in PRESETS:
@@ -93,11 +93,11 @@ def make_reward(preset: str, tables: Mapping[str, Tables] | None = None) -> Rewa
     def reward(question: Question, sql: str | None, execution: Execution) -> Reward:
         terms = answer_terms(question, execution)
         if tables is not None:
-            sent = None if execution.status == "refused" else sql       # what is not sent may be anything, comments too
+            sent = None if execution.status == "refused" else sql       # a refused query may be any text, with comments
             terms |= structure.structure_terms(question, sent, schemas[question.database])
         if own:
             given = call_own(preset, own, question, sql, execution)
-            return Reward(given.total, {**given.terms, **terms})        # a term of ours means one thing
+            return Reward(given.total, {**given.terms, **terms})        # a built-in term keeps its meaning
         return Reward(weigh(PRESETS[preset], terms), terms)
 
     return reward
@@ -117,17 +117,17 @@ OwnReward = Callable[[Question, str | None, Execution], "Reward | float"]
 
 
 def load_own(dotted: str) -> OwnReward:
-    """The function of a dotted name, from a module that is installed or lies in the current folder."""
+    """The function of a dotted name, from an installed module or a file in the current folder."""
     module, _, name = dotted.rpartition(".")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())            # last: a file there hides no module that is installed
+        sys.path.append(os.getcwd())            # last, so that a file there hides no installed module
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):     # it is there, what it imports is not
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):     # it imports one that is missing
             raise _failed(f"the reward {dotted}: importing {module} fails", error) from error
         raise UserError(f"the reward {dotted}: there is no module {error.name}, installed or in {os.getcwd()}") from None
-    except Exception as error:                  # whatever a user's code does
+    except Exception as error:                  # a user's code may raise anything
         raise _failed(f"the reward {dotted}: importing {module} fails", error) from error
     if not hasattr(found, name):
         raise UserError(f"the reward {dotted}: {unknown('name', name, vars(found))} in the module {module}")
@@ -142,15 +142,15 @@ def load_own(dotted: str) -> OwnReward:
 
 
 def call_own(dotted: str, function: OwnReward, question: Question, sql: str | None, execution: Execution) -> Reward:
-    """What a function of the user's gives; an exception of it stays as the cause of ours."""
+    """The reward of a user's function. Its exception becomes the cause of ours."""
     where = f"the reward {dotted} of {question.id}, SQL {shorten(sql)!r}"
     try:
         given = function(question, sql, execution)
-    except Exception as error:                  # whatever a user's code does
+    except Exception as error:                  # a user's code may raise anything
         raise _failed(where, error) from error
     reward = given if isinstance(given, Reward) else Reward(given, {})
     for what, number in {"total": reward.total, **reward.terms}.items():
-        if not isinstance(number, Real) or not abs(number) <= LARGEST:
+        if not isinstance(number, Real) or not abs(number) <= MAX_REWARD:
             raise UserError(f"{where}: expected a finite number{'' if what == 'total' else f' for the term {what!r}'}, "
                              f"got {number!r:.80}")
     return Reward(float(reward.total), {name: float(value) for name, value in reward.terms.items()})

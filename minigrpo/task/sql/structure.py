@@ -1,8 +1,8 @@
-"""What a query's text names, held against the schema, the question, and gold SQL where there is one. Knows no engine, no rows.
+"""Compares what a query's text names with the schema, the question, and gold SQL where there is some. Needs no engine or rows.
 
-The text is read by its words, not parsed; names and values are compared in lower case. What cannot be read safely names
-nothing at all: a text too long to be sent, and one with a backslash, since whether that quotes the sign behind it differs from
-engine to engine, and with it what stands in quotes.
+The text is read word by word, not parsed; names and values are compared in lower case. Some texts cannot be read safely and
+count as naming nothing: a text too long to be sent, and one with a backslash. Engines differ in whether a backslash escapes
+the next character, and so in what is inside quotes.
 """
 
 import re
@@ -13,29 +13,30 @@ from itertools import takewhile
 
 from minigrpo.task.sql.answer import render_cell
 from minigrpo.task.sql.engines.database import Table, Tables
-from minigrpo.task.sql.engines.guard import MAX_SQL
-from minigrpo.task.sql.engines.sqlite_text import TOKEN, definitions, sources, word
+from minigrpo.task.sql.engines.guard import MAX_SQL_CHARACTERS
+from minigrpo.task.sql.engines.lexer import TOKEN, definitions, sources, word
 from minigrpo.task.sql.question import Question
 
-CATEGORY = 10                   # a column of at most so many different values has them known to everyone: MedalGold, ...
-Bears = Mapping[str, set[str]]
-PLAIN = {"0", "1"}              # numbers that SQL needs by itself: LIMIT 1, COUNT(*) > 0
-TEXT = "''"                     # what a quoted text is among the words: no name
-MOST_USING = 20                 # words of a USING that are read
+MAX_CATEGORY_VALUES = 10        # a column with no more distinct values is a category (MedalGold, ...): a query may name them
+ALLOWED_NUMBERS = {"0", "1"}    # SQL needs them for itself: LIMIT 1, COUNT(*) > 0
+QUOTED_TEXT = "''"              # stands for a quoted text among the words, because it is no name
+MAX_USING_WORDS = 20            # words of a USING that are read
+
+TablesOfName = Mapping[str, set[str]]       # a name or alias in a query → the tables it stands for; "" → all tables
 
 TERMS = {
     "reads": "1 if the SQL reads a table of the database",
-    "tables": "its tables against those of gold SQL (F1), else the share of them that exist",
-    "columns": "its columns, keys apart, against those of gold SQL (F1), else the share of them that exist; none is 0",
-    "joins": "its joins against those of gold SQL (F1), else the share of its tables that a key joins to another",
-    "literals": "its literals against those of gold SQL (F1), else the share found in the question or a column of few values",
+    "tables": "F1 of its tables and gold SQL's; without gold SQL, the share of them that exist",
+    "columns": "F1 of its columns, except keys, and gold SQL's; without gold SQL, the share of them that exist, or 0 for none",
+    "joins": "F1 of its joins and gold SQL's; without gold SQL, the share of its tables that a key joins to another",
+    "literals": "F1 of its literals and gold SQL's; without gold SQL, the share in the question or in a column of few values",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Schema:
-    """``columns``: table → column → the key that it is or refers to in the end, else itself; ``keys``: columns that are, or
-    refer to, one; ``values``: those of columns with few of them, as ``plain_words``."""
+    """``columns``: table → column → "table.column" of the key that the column finally references, or of itself. ``keys``: the
+    columns that are, or reference, a key. ``values``: the values of columns with few distinct ones, as ``plain_words``."""
 
     columns: Mapping[str, Mapping[str, str]]
     keys: frozenset[tuple[str, str]]
@@ -44,8 +45,8 @@ class Schema:
 
 @dataclass(frozen=True)
 class Named:
-    """What a query names. ``columns`` are (table, column), of no table where there is no such column; ``joins`` are (table,
-    key that it is joined by), ``strays`` pairs of columns that are equated and have no key in common."""
+    """What a query names. ``columns`` are (table, column), with table "" if no such column exists. ``joins`` are (table, the
+    key that joins it). ``strays`` are pairs of columns that are compared by = but share no key."""
 
     tables: frozenset[str] = frozenset()
     columns: frozenset[tuple[str, str]] = frozenset()
@@ -86,13 +87,13 @@ def _category(table: Table, place: int) -> set[str]:
     found: set[object] = set()
     for row in table.rows:
         found.add(row[place])
-        if len(found) > CATEGORY:
+        if len(found) > MAX_CATEGORY_VALUES:
             return set()
     return {plain_words(render_cell(value)) for value in found - {None}}
 
 
 def plain_words(text: str) -> str:
-    """The words of a text in lower case, one space between two.
+    """The words of a text in lower case, separated by single spaces.
 
     >>> plain_words("'%Women''s  team'")
     'women s team'
@@ -102,8 +103,8 @@ def plain_words(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 def read_literals(sql: str, names: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The texts and numbers in a query as ``plain_words``, without aliases. In double quotes stands a text, unless it is one
-    of ``names``.
+    """The texts and numbers in a query as ``plain_words``, without aliases. Double quotes enclose a text, unless it is one of
+    ``names``.
 
     >>> sorted(read_literals("SELECT COUNT(*) AS 'n' FROM Medal WHERE type = 'MedalGold' AND year > 2012"))
     ['2012', 'medalgold']
@@ -118,60 +119,62 @@ def _is_text(token: str, names: frozenset[str]) -> bool:
     return token[0] == "'" or token[0] == '"' and _name(token) not in names
 
 
-@lru_cache(maxsize=4096)            # gold SQL is read for each candidate, and a policy writes the same query again and again
+@lru_cache(maxsize=4096)            # gold SQL is read for each candidate, and policies repeat their queries
 def read_sql(sql: str, schema: Schema) -> Named:
-    """What a query names; nothing, where that cannot be read safely."""
-    if len(sql) > MAX_SQL or "\\" in sql:
+    """What a query names; nothing if its text cannot be read safely."""
+    if len(sql) > MAX_SQL_CHARACTERS or "\\" in sql:
         return Named()
     names = frozenset(schema.columns).union(*schema.columns.values())
-    words = [TEXT if _is_text(token, names) else _name(token) for token in TOKEN.findall(sql)]
-    made = {*definitions(words), "?"}                       # a WITH table hides one of the database that has its name
+    words = [QUOTED_TEXT if _is_text(token, names) else _name(token) for token in TOKEN.findall(sql)]
+    made = {*definitions(words), "?"}                       # a WITH table hides a table of the same name
     named = [source for clause in sources(words) for source in clause]
     tables = frozenset(table for table, _ in named if table not in made)
     known = {table for table in tables if table in schema.columns}
-    bears = {"": known}                                     # name → tables of the database that bear it somewhere; "" is any
+    tables_of = {"": known}
     for table, name in named:
-        bears.setdefault(name, set()).update({table} & known)
-    joins, strays = _read_joins(words, bears, schema)
-    return Named(tables, _read_columns(words, bears, schema) - schema.keys, joins, strays, read_literals(sql, names))
+        tables_of.setdefault(name, set()).update({table} & known)
+    joins, strays = _read_joins(words, tables_of, schema)
+    return Named(tables, _read_columns(words, tables_of, schema) - schema.keys, joins, strays, read_literals(sql, names))
 
 
-def _places(qualifier: str, column: str, bears: Bears, schema: Schema) -> list[tuple[str, str]]:
-    """Where ``qualifier.column`` may stand, as (table, column); a column without a qualifier in any table that is read."""
-    return sorted((table, column) for table in bears.get(qualifier, ()) if column in schema.columns[table])
+def _places(qualifier: str, column: str, tables_of: TablesOfName, schema: Schema) -> list[tuple[str, str]]:
+    """The (table, column) pairs that ``qualifier.column`` can mean. Without a qualifier, it may be in any table read."""
+    return sorted((table, column) for table in tables_of.get(qualifier, ()) if column in schema.columns[table])
 
 
-def _read_columns(words: Sequence[str], bears: Bears, schema: Schema) -> frozenset[tuple[str, str]]:
+def _read_columns(words: Sequence[str], tables_of: TablesOfName, schema: Schema) -> frozenset[tuple[str, str]]:
     found = set()
     for i, (name, after) in enumerate(zip(words, [*words[1:], ""])):
         qualifier = words[i - 2] if i > 1 and words[i - 1] == "." else ""
-        if after in (".", "(") or not name.isidentifier() or qualifier in bears and not bears[qualifier]:
-            continue                                        # a qualifier, a function, no name; a column of a subquery
-        places = _places(qualifier, name, bears, schema)
+        if after in (".", "(") or not name.isidentifier() or qualifier in tables_of and not tables_of[qualifier]:
+            continue                                        # a qualifier, a function, no name, or a subquery's column
+        places = _places(qualifier, name, tables_of, schema)
         if places or qualifier:
             found.add(places[0] if places else ("", f"{qualifier}.{name}"))
     return frozenset(found)
 
 
-def _read_joins(words: Sequence[str], bears: Bears,
+def _read_joins(words: Sequence[str], tables_of: TablesOfName,
                 schema: Schema) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
-    """The joins and the strays. Not seen: NATURAL, and a key that is computed with."""
-    joins, strays = set(), set()
+    """The joins and the strays. NATURAL joins and keys inside expressions are not recognised."""
+    joins: set[tuple[str, str]] = set()
+    strays: set[tuple[str, str]] = set()
     for i, sign in enumerate(words):
         if sign == "=" and 0 < i < len(words) - 1:
             left = (words[i - 3], words[i - 1]) if i > 2 and words[i - 2] == "." else ("", words[i - 1])
             right = (words[i + 1], words[i + 3]) if words[i + 2:i + 3] == ["."] and len(words) > i + 3 else ("", words[i + 1])
-            sides = [places[0] for side in (left, right) if (places := _places(*side, bears, schema))]
-            if left[0] != right[0] or len({table for table, _ in sides}) > 1:       # else a comparison within one table
+            sides = [places[0] for side in (left, right) if (places := _places(*side, tables_of, schema))]
+            if left[0] != right[0] or len({table for table, _ in sides}) > 1:       # otherwise both sides are of one table
                 _link(sides, joins, strays, schema)
         elif sign == "using" and words[i + 1:i + 2] == ["("]:
-            for column in takewhile(")".__ne__, words[i + 2:i + 2 + MOST_USING]):
-                _link(_places("", column, bears, schema), joins, strays, schema)
+            for column in takewhile(")".__ne__, words[i + 2:i + 2 + MAX_USING_WORDS]):
+                _link(_places("", column, tables_of, schema), joins, strays, schema)
     return frozenset(joins), frozenset(strays)
 
 
 def _link(sides: Sequence[tuple[str, str]], joins: set[tuple[str, str]], strays: set[tuple[str, str]], schema: Schema) -> None:
-    """Columns that are equated: of one key a join, of none in common a stray; fewer than two are a column and a value."""
+    """Record columns that are compared by =: as a join if they share a key, as a stray if not. A single column is compared
+    with a value, which is neither."""
     roots = {schema.columns[table][column] for table, column in sides}
     if len(roots) > 1:
         first, *_, last = sorted(".".join(side) for side in sides)
@@ -182,7 +185,7 @@ def _link(sides: Sequence[tuple[str, str]], joins: set[tuple[str, str]], strays:
 
 # ------------------------------------------------------------------------------------------------------------- judging
 def structure_terms(question: Question, sql: str | None, schema: Schema) -> dict[str, float]:
-    """The terms of one query, each 0 … 1; all are 0 for one that reads no table."""
+    """The terms of one query, each 0 … 1. All are 0 for a query that reads no table of the database."""
     own = read_sql(sql or "", schema)
     if own.tables.isdisjoint(schema.columns):
         return dict.fromkeys(TERMS, 0.0)
@@ -197,9 +200,9 @@ def structure_terms(question: Question, sql: str | None, schema: Schema) -> dict
             "tables": len(own.tables & schema.columns.keys()) / len(own.tables),
             "columns": sum(table != "" for table, _ in own.columns) / max(1, len(own.columns)),
             "joins": 1 - (apart + len(own.strays)) / (len(own.tables) + len(own.strays)),
-            "literals": sum(literal in PLAIN or literal in schema.values or f" {literal} " in asked
+            "literals": sum(literal in ALLOWED_NUMBERS or literal in schema.values or f" {literal} " in asked
                             for literal in own.literals) / len(own.literals) if own.literals else 1.0}
 
 
-def _f1(own: frozenset, gold: frozenset) -> float:
+def _f1(own: frozenset[object], gold: frozenset[object]) -> float:
     return 2 * len(own & gold) / (len(own) + len(gold)) if own or gold else 1.0

@@ -3,9 +3,7 @@
 The tables: ``python -m tests.adversaries``.
 """
 
-import os
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,18 +12,12 @@ from minigrpo.grpo import group_advantages
 from minigrpo.task.sql.reward import PRESETS
 from tests.adversaries import CHEATS, ERROR, RIGHT, WRONG, Bench, athletes_bench, benchmark_bench, order_table, orders, table
 from tests.paths import ROOT
+from tests.temptabqa import BENCHMARK, WHY_GOLD, WITH_GOLD
 
 GUESSES = {"the blind guess", "the blind guess, from a table"}
 NO_TABLE = {"numbers 0..100", "numbers 0..100, Yes, No", "the same in one part", "a constant: 0..40, Yes, No, 1980..2024",
             "the blind guess", "the question's words"}
 DUMPS = CHEATS.keys() - GUESSES - {"no rows", "the question's words"}
-
-
-def benchmark() -> Path | None:
-    """As in test_sqlite.py."""
-    named = os.environ.get("MINIGRPO_TEMPTABQA")
-    places = [Path(named)] if named else [ROOT / "data" / "TEMPTABQA-C", ROOT.parent / "shared" / "temptabqa_c"]
-    return next((place for place in places if (place / "gold_sql.jsonl").is_file()), None)
 
 
 @pytest.fixture(scope="module", params=["athletes", "mini", "benchmark"])
@@ -34,9 +26,9 @@ def bench(request) -> Bench:
         return athletes_bench(104)                          # every kind of question several times
     if request.param == "mini":
         return benchmark_bench(ROOT / "tests/data/temptabqa_mini", "train")
-    if benchmark() is None:
-        pytest.skip("the benchmark with gold SQL is not here (set MINIGRPO_TEMPTABQA)")
-    return benchmark_bench(benchmark(), "original", 150)
+    if not WITH_GOLD:
+        pytest.skip(WHY_GOLD)
+    return benchmark_bench(BENCHMARK, "original", 150)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Rows → answer text → score: numbers worked out in words, laws for any answers, and the oracle on real tables."""
+"""answer.py: scores worked out by hand, laws for any answers, and the scores of gold SQL on real tables."""
 
 import math
 import sqlite3
@@ -17,7 +17,8 @@ from minigrpo.task.sql.answer import Score, answer_excess, render_answer, render
 from minigrpo.task.sql.data.temptabqa import SPLITS, load_databases, load_questions
 from minigrpo.task.sql.engines.database import Table, create_table
 from minigrpo.task.sql.question import Question
-from tests.task.sql.data.test_temptabqa import BENCHMARK, MINI, needs_benchmark
+from tests.paths import MINI
+from tests.temptabqa import BENCHMARK, needs_benchmark
 
 
 # -------------------------------------------------------------------------------------------------------- rows → text
@@ -47,7 +48,7 @@ def test_rows_are_joined_as_the_benchmark_joins_them() -> None:
 
 # -------------------------------------------------------------------------------------------------------- text → score
 @pytest.mark.parametrize(("gold", "output", "score"), [
-    # the same two parts in another order: nothing lacks, nothing is too much
+    # the same two parts in another order: nothing is missing, nothing is too much
     ("Team, Singles", "Singles, Team", Score(1, 1.0, 1, 1.0)),
     # stray spaces around parts are stripped, on both sides
     (" 2014", "2014 ", Score(1, 1.0, 1, 1.0)),
@@ -68,12 +69,12 @@ def test_rows_are_joined_as_the_benchmark_joins_them() -> None:
     ("1", "10, 21", Score(0, 0.0, 0, 0.0)),
     ("yes", "Yes", Score(0, 0.0, 0, 0.0)),
     ("New York", "New, York", Score(0, 0.0, 0, 0.0)),
-    # spaces within a part count: two are not one
+    # spaces within a part count: two spaces are not one
     ("a  b", "a b", Score(0, 0.0, 0, 0.0)),
     # repetition: REMS goes over the list (2 of 3 parts are "a"), strict and F1 over sets ({a, b} and {a}: 2·1/3)
     ("a, a, b", "a", Score(0, 0.67, 0, 2 / 3)),
     ("a, a", "a", Score(1, 1.0, 1, 1.0)),
-    # nothing returned, or only blanks: nothing earned
+    # no rows, or only blanks: all scores are 0
     ("0", "", Score(0, 0.0, 0, 0.0)),
     ("0", "  ", Score(0, 0.0, 0, 0.0)),
     # rows of empty text are parts: found "a" but strictly one part too much, F1 = 2·1/(1+2)
@@ -111,7 +112,7 @@ def test_more_output_never_lowers_ems_and_never_raises_strict_unless_it_was_miss
     before, after = (score_answer(",".join(gold), ",".join(text)) for text in (output, output + more))
     assert after.ems >= before.ems and after.rems >= before.rems         # why dumps game EMS
     lacking = {part.strip() for part in gold} - {part.strip() for part in output}
-    assert lacking or after.strict <= before.strict                      # adding what is not missing helps nothing
+    assert lacking or after.strict <= before.strict                      # adding parts that are not missing never helps
 
 
 @given(parts, parts)
@@ -140,7 +141,7 @@ def test_a_megabyte_of_output_is_scored_quickly(output: str) -> None:
 
 # ------------------------------------------------------------------------------------------- oracle and adversaries
 def connect(tables: tuple[Table, ...]) -> sqlite3.Connection:
-    """The tables in a plain SQLite; RTRIM is its nearest to the PAD SPACE collation of the gold SQL's home."""
+    """The tables in a plain SQLite. RTRIM is its closest match to the PAD SPACE collation that the gold SQL was written for."""
     connection = sqlite3.connect(":memory:")
     connection.create_function("CONCAT", -1, lambda *cells: None if None in cells else "".join(map(str, cells)))
     connection.create_function("FLOOR", 1, lambda number: None if number is None else math.floor(number))

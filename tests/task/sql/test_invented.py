@@ -1,4 +1,4 @@
-"""literals.py: which values of a query have a source."""
+"""invented.py: which values of a query have a source."""
 
 import pytest
 
@@ -20,7 +20,7 @@ SCHEMA = """CREATE TABLE Medal (
     "SELECT 0, 1, 100.0 * a / b, COUNT(1) FROM t LIMIT 7 OFFSET 33",
     "SELECT name FROM t LIMIT 7, 12",
     "SELECT CASE WHEN a > 0 THEN 'Yes' ELSE 'No' END, CASE b WHEN 'MedalGold' THEN 3 ELSE -2 END",
-    "SELECT CONCAT(name, ' in ', location, ', ', '')",                                    # what joins two texts, or is no word
+    "SELECT CONCAT(name, ' in ', location, ', ', '')",                                    # texts that join two others, or contain no word
     'SELECT COUNT(*) AS "Total 9" FROM "Medal" ORDER BY "Total 9"',                       # names
     "SELECT m2.type, `1999`, [5 a] FROM Medal AS m2",                                     # digits in a name
     "", ";", "'", "SELECT '",
@@ -34,14 +34,14 @@ def test_what_has_a_source_or_says_nothing_about_the_world(sql):
     ("SELECT COUNT(*) FROM Medal WHERE year IN (2010, 2011, 2014)", ["2011"]),
     ("SELECT * FROM Medal WHERE year = '2011' AND location = 'Suva'", ["'2011'", "'Suva'"]),
     ("SELECT * FROM t WHERE born > '2011-08-01'", ["'2011-08-01'"]),
-    ("SELECT 'Yes'", ["'Yes'"]),                                        # written out, not the outcome of a CASE
+    ("SELECT 'Yes'", ["'Yes'"]),                                        # written out, not the result of a CASE
     ("SELECT CASE WHEN year = 2011 THEN 'Yes' END", ["2011"]),
     ("SELECT 'Luigi Rossi', 'Bus', 'Busà Luigi'", ["'Luigi Rossi'", "'Bus'", "'Busà Luigi'"]),     # whole words, in order
-    ("SELECT * FROM t WHERE age < 40 OR age > 31", ["40", "31"]),       # not of the twenties
+    ("SELECT * FROM t WHERE age < 40 OR age > 31", ["40", "31"]),       # outside the twenties
     ("SELECT * FROM t WHERE x LIKE '%Luigi%Rossi%'", ["'%Luigi%Rossi%'"]),
     ('SELECT * FROM t WHERE x = "Suva"', ['"Suva"']),                   # text to MariaDB
     ("SELECT * FROM t WHERE year > 1999 LIMIT 3", ["1999"]),
-    ("SELECT year FROM t LIMIT 3 UNION SELECT 1999", ["1999"]),         # LIMIT frees its own numbers
+    ("SELECT year FROM t LIMIT 3 UNION SELECT 1999", ["1999"]),         # only the number after LIMIT does not count
 ])
 def test_what_comes_from_nowhere(sql, values):
     assert invented(sql, QUESTION, SCHEMA) == values

@@ -1,4 +1,4 @@
-"""What a query's text names: by hand on the benchmark's schema, and on text written to mislead the reader."""
+"""structure.py: what a query's text names, by hand on the benchmark's schema, and on texts written to mislead."""
 
 import time
 from dataclasses import replace
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minigrpo.task.sql.data import athletes
 from minigrpo.task.sql.engines.database import Column, Table
-from minigrpo.task.sql.engines.guard import MAX_SQL
+from minigrpo.task.sql.engines.guard import MAX_SQL_CHARACTERS
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.structure import TERMS, Named, read_literals, read_schema, read_sql, structure_terms
@@ -34,7 +34,7 @@ def test_one_query_however_it_is_spelled_names_the_same(rest):
 
 
 def test_a_key_that_two_tables_refer_to_joins_them_without_the_third():
-    """PersonalInformation.athlete_id and Tournament.athlete_id both are Athlete's."""
+    """PersonalInformation.athlete_id and Tournament.athlete_id both reference Athlete's key."""
     named = read_sql("SELECT 1 FROM PersonalInformation p JOIN Tournament t ON p.athlete_id = t.athlete_id", SCHEMA)
     assert named.joins == {("personalinformation", "athlete.athlete_id"), T} and not named.strays
 
@@ -60,7 +60,7 @@ def test_subqueries_and_with_tables_are_read_through():
            "JOIN (SELECT location FROM Medal m WHERE m.yeer = 1) AS x ON x.location = won.location")
     named = read_sql(sql, SCHEMA)
     assert named.tables == {"medal"}
-    assert named.columns == {("medal", "year"), ("medal", "location"), ("", "m.yeer")}      # of no table: none has it
+    assert named.columns == {("medal", "year"), ("medal", "location"), ("", "m.yeer")}      # with table "": no table has it
 
 
 def test_columns_and_tables_that_are_not_there_are_named_as_such():
@@ -87,7 +87,7 @@ def test_no_table_is_read_here(sql):
 
 
 def test_that_agrees_with_what_the_engine_reads():
-    """On a database without those tables whatever reads none of them still runs, and what does cannot."""
+    """On a database without those tables, a query that reads none of them still runs, and one that reads some fails."""
     with open_sqlite({"original": TABLES, "empty": []}) as database:
         for sql in ("SELECT '5 FROM Athlete'", "SELECT 'x' AS \"from\", \"Athlete\"", "SELECT '5' FROM (SELECT 1) Athlete",
                     "WITH Athlete AS (SELECT 1) SELECT '5' FROM Athlete", "SELECT '5' WHERE 1 IS DISTINCT FROM \"Athlete\"",
@@ -121,7 +121,7 @@ def test_whatever_is_written_the_terms_are_shares(tokens, with_gold):
                                    "a=a and ", ",Medal"])
 def test_a_text_written_to_take_long_takes_no_time(piece):
     """The longest text that is sent, and one far longer, are read in milliseconds; a second is a hundred times that."""
-    for length in (MAX_SQL, 64_000):
+    for length in (MAX_SQL_CHARACTERS, 64_000):
         sql = ("WITH a AS (SELECT 1) SELECT 1 FROM Medal m " + piece * length)[:length]
         start = time.perf_counter()
         structure_terms(QUESTION, sql, SCHEMA)
@@ -130,7 +130,7 @@ def test_a_text_written_to_take_long_takes_no_time(piece):
 
 def test_a_text_too_long_to_be_sent_names_nothing():
     sql = "SELECT name FROM Athlete"
-    assert read_sql(sql.ljust(MAX_SQL), SCHEMA).tables and read_sql(sql.ljust(MAX_SQL + 1), SCHEMA) == Named()
+    assert read_sql(sql.ljust(MAX_SQL_CHARACTERS), SCHEMA).tables and read_sql(sql.ljust(MAX_SQL_CHARACTERS + 1), SCHEMA) == Named()
 
 
 # ------------------------------------------------------------------------------------------------------------- judging
@@ -159,14 +159,14 @@ def test_terms_without_gold_sql_by_hand():
 
 
 def test_a_literal_counts_as_a_whole_word_only():
-    """The question has 2012, Rome and Wong; 201, Rom and Won stand in no word's place."""
+    """The question has 2012, Rome and Wong. 201, Rom and Won are only parts of its words."""
     for literal, found in (("2012", 1), ("201", 0), ("'rome'", 1), ("'Rom'", 0), ("'%Wong%'", 1), ("'Won'", 0)):
         terms = structure_terms(QUESTION, f"SELECT name FROM Athlete WHERE name = {literal}", SCHEMA)
         assert terms["literals"] == found, literal
 
 
 def test_one_table_needs_no_join_and_a_cross_join_has_none():
-    """Names that are equated beside the key are one wrong part of three: two tables and a stray."""
+    """Comparing names in addition to the key is one wrong part of three: two joined tables and a stray."""
     assert structure_terms(QUESTION, "SELECT name FROM Athlete", SCHEMA)["joins"] == 1
     assert structure_terms(QUESTION, "SELECT Athlete.name FROM Athlete, Medal", SCHEMA)["joins"] == 0
     joined = "SELECT 1 FROM Athlete a JOIN Tournament t ON a.athlete_id = t.athlete_id"
@@ -175,7 +175,7 @@ def test_one_table_needs_no_join_and_a_cross_join_has_none():
 
 
 def test_names_that_need_quotes_and_links_in_a_row_or_a_circle():
-    """C refers to B, whose key refers to A's: one key for the three. X and Y refer to each other and to nothing else."""
+    """C references B, whose key references A's: all three share one key. X and Y reference only each other."""
     tables = (Table("A", (Column("id", "INT"),), ()), Table("`b c`", (Column("`the id`", "INT", ("A", "id")),), ()),
               Table("C", (Column("b_id", "INT", ("`b c`", "`the id`")),), (), key=()),
               Table("X", (Column("x", "INT", ("Y", "y")),), ()), Table("Y", (Column("y", "INT", ("X", "x")),), ()))

@@ -1,25 +1,26 @@
-"""The embedded default: made-up athletes and questions on them in TEMPTABQA-C's schema, with gold SQL. Needs no download.
+"""A data set without a download: made-up athletes in TEMPTABQA-C's schema, and questions about them with gold SQL.
 
-An answer is computed from the infobox in Python and never by the gold SQL, so that each can be checked against the other.
-Everything is drawn from one fixed seed: the same questions everywhere, always.
+Answers are computed from the infobox in Python, never by the gold SQL, so that each can be checked against the other. All
+random choices come from one fixed seed: the questions are the same on every machine.
 
-Three databases know the same athletes: "original"; "counterfactual", for which all dates, medals and cities are drawn anew;
-and "reshuffled", in which everyone has somebody else's career: SQL that is right by chance on one is found out on another.
+Three databases hold the same athletes: "original"; "counterfactual", with new dates, medals and cities for everyone; and
+"reshuffled", in which everyone has another athlete's career. SQL that is right by chance on one is wrong on another.
 """
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from minigrpo.common.errors import UserError
 from minigrpo.common.messages import unknown
-from minigrpo.task.sql.data.temptabqa import Infobox, build_tables
+from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
+from minigrpo.task.sql.data.infobox import Infobox, build_tables
+from minigrpo.task.sql.data.renamed import with_renamed
 from minigrpo.task.sql.engines.database import Table
 from minigrpo.task.sql.question import Question
 
-# ------------------------------------------------------------------------------------------------------- what is drawn from
 FIRST = """Ana Boris Carla David Elena Felix Greta Hugo Inês Jonas Karin Luca Marta Nils Olga Pedro Rosa Simon Tara Uwe Vera
 Walter Yara Zoë""".split()
 LAST = """Almeida Björk Costa Dimitrov Eriksen Fekete Gómez Hansen Ivanova Jovanović Keller Larsen Müller Novak Okafor Petrov
@@ -34,17 +35,14 @@ Rome Seoul Tokyo Utrecht Vienna Warsaw Zagreb""".split()
 COLOURS = {"gold": "MedalGold", "silver": "MedalSilver", "bronze": "MedalBronze"}
 ATHLETES = {"train": 280, "dev": 40, "heldout": 80}                 # athletes whose questions make up a split
 QUESTIONS = {"train": 130, "dev": 10, "heldout": 15}                # of each kind
-GOLD = {"easy": 130, "medium": 60, "hard": 10}                      # training questions of each kind that come with gold SQL:
-                                                                    # the harder a query is, the fewer have been written
-SECOND = "reshuffled"                                               # the database that finds out what is right by chance
+GOLD = {"easy": 130, "medium": 60, "hard": 10}                      # training questions of each kind with gold SQL
 SPLITS = {"train": "original", "dev": "original", "heldout": "original", "counterfactual": "counterfactual"}
-TESTS = ("heldout", "counterfactual")
 
 
 # ----------------------------------------------------------------------------------------------------------------- careers
 @dataclass(frozen=True)
 class Medal:
-    """A medal with where it belongs: what a join of the tables has as one row."""
+    """A medal with its tournament and format: one row of a join of the tables."""
 
     tournament: str
     format: str
@@ -60,12 +58,13 @@ class Career:
 
 
 def career(box: Infobox) -> Career:
+    assert box.born, "every made-up athlete has a birth date"
     return Career(box.born[0], tuple(Medal(tournament, name, *medal) for tournament, formats in box.tournaments
                                      for name, medals in formats for medal in medals))
 
 
 def _draw_box(rng: random.Random, name: str, frame: list[tuple[str, list[str]]]) -> Infobox:
-    """Dates, medals and cities for an athlete who took part in ``frame``: [(tournament, formats)]."""
+    """Random dates, medals and cities for an athlete who took part in ``frame``: [(tournament, formats)]."""
     start = rng.randint(1988, 2010)
     born = (start - rng.randint(16, 24), rng.randint(1, 12), rng.randint(1, 28))
 
@@ -79,8 +78,7 @@ def _draw_box(rng: random.Random, name: str, frame: list[tuple[str, list[str]]])
 
 def _draw_frame(rng: random.Random) -> list[tuple[str, list[str]]]:
     sport = rng.choice(SPORTS)
-    return [(tournament, rng.sample(sport, rng.randint(1, 3)))
-            for tournament in rng.sample(TOURNAMENTS, rng.randint(2, 3))]
+    return [(tournament, rng.sample(sport, rng.randint(1, 3))) for tournament in rng.sample(TOURNAMENTS, rng.randint(2, 3))]
 
 
 @cache
@@ -92,14 +90,14 @@ def _boxes() -> dict[str, tuple[Infobox, ...]]:
     names = names[:sum(ATHLETES.values())]
     frames = [_draw_frame(rng) for _ in names]
     original, counterfactual = ([_draw_box(rng, name, frame) for name, frame in zip(names, frames)] for _ in range(2))
-    # Everyone has the career of the next one, the last that of the first: nobody keeps their own.
+    # Everyone gets the career of the next athlete, and the last that of the first: nobody keeps their own.
     reshuffled = [Infobox(name, other.born, other.tournaments) for name, other in zip(names, original[1:] + original[:1])]
     return {"original": tuple(original), "counterfactual": tuple(counterfactual), "reshuffled": tuple(reshuffled)}
 
 
 # ------------------------------------------------------------------------------------------------------------------- kinds
-Slots = dict[str, str]                  # what a wording and its SQL have in braces
-Answer = Callable[[Career, Slots], list[object]]
+Slots = dict[str, str]                  # values for the names in braces in a wording and its SQL
+Answer = Callable[[Career, Slots], Sequence[object]]
 ENTERED = "FROM Athlete JOIN Tournament USING (athlete_id)"
 PLAYED = f"{ENTERED} JOIN Format USING (tournament_id)"
 WON = f"{PLAYED} JOIN Medal USING (format_id)"
@@ -111,8 +109,8 @@ YES_NO = "THEN 'Yes' ELSE 'No' END"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of question: ways to ask it, the SQL that answers it, and the answer's parts computed without SQL. No part at
-    all means that the question has no (single) answer for this athlete and is not asked."""
+    """A kind of question: ways to ask it, the SQL that answers it, and a function that computes the answer's parts without
+    SQL. No parts mean that the question has no single answer for this athlete; then it is not asked."""
 
     name: str
     wordings: tuple[str, ...]
@@ -121,7 +119,7 @@ class Kind:
 
 
 def _won(career: Career, slots: Slots) -> list[Medal]:
-    """The medals that the slots leave: of a colour, at a tournament, in a city."""
+    """The medals that match the slots: of a colour, at a tournament, in a city."""
     given = {name: slots[name] for name in ("tournament", "type", "city") if name in slots}
     return [medal for medal in career.medals if all(getattr(medal, name) == value for name, value in given.items())]
 
@@ -135,12 +133,12 @@ def _years(career: Career, slots: Slots) -> list[int]:
 
 
 def _all(field: str) -> Answer:
-    """The different values that a field of the medals has."""
+    """The distinct values of a field of the medals."""
     return lambda career, slots: list(dict.fromkeys(getattr(medal, field) for medal in _won(career, slots)))
 
 
 def _most(field: str) -> Answer:
-    """The value that occurs most often; no answer in a tie."""
+    """The most frequent value of a field; no answer in a tie."""
     def answer(career: Career, slots: Slots) -> list[object]:
         ranked = Counter(getattr(medal, field) for medal in _won(career, slots)).most_common(2)
         tie = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
@@ -149,7 +147,7 @@ def _most(field: str) -> Answer:
 
 
 def _at(end: int, field: str) -> Answer:
-    """The field of the first (0) or the last (-1) medal; no answer where medals of that year differ in it."""
+    """A field of the first (0) or the last (-1) medal; no answer if the medals of that year differ in it."""
     def answer(career: Career, slots: Slots) -> list[object]:
         year = _years(career, slots)[end:][:1]
         values = {getattr(medal, field) for medal in _won(career, slots) if medal.year in year}
@@ -226,8 +224,7 @@ KINDS = (
     Kind("hard/more", ("Has {athlete} won more {colour} than {other} medals?",
                        "Are there more {colour} than {other} medals of {athlete}?"),
          f"SELECT CASE WHEN SUM(Medal.type = '{{type}}') > SUM(Medal.type = '{{other_type}}') {YES_NO} {WON} {WHO}",
-         lambda career, slots: _yes(len(_won(career, slots))
-                                    > len(_won(career, slots | {"type": slots["other_type"]})))),
+         lambda career, slots: _yes(len(_won(career, slots)) > len(_won(career, slots | {"type": slots["other_type"]})))),
     Kind("hard/start", ("In which city did {athlete} win the first medal?", "Where did {athlete} win the first medal?"),
          f"SELECT Medal.location {WON} {WHO} ORDER BY Medal.year, Medal.medal_id LIMIT 1", _at(0, "city")),
     Kind("hard/last", ("At which tournament did {athlete} win the most recent medal?",
@@ -245,19 +242,18 @@ KINDS = (
 
 # --------------------------------------------------------------------------------------------------------------- questions
 def load_databases() -> dict[str, tuple[Table, ...]]:
-    """{"original", "counterfactual", "reshuffled": tables}."""
+    """The tables of "original", "counterfactual" and "reshuffled"."""
     return {name: build_tables(boxes) for name, boxes in _boxes().items()}
 
 
 def load_questions(split: str) -> list[Question]:
-    """The questions of one split; in train some medium and few hard ones have gold SQL, elsewhere all have it.
-    "counterfactual" asks what "heldout" does, of the other database.
-
-    No athlete has questions in two of train, dev and heldout. An unknown split: ``ValueError``.
-    """
+    """The questions of one split. "counterfactual" has those of "heldout", asked of the other database. All questions have
+    gold SQL, except some medium and most hard ones of train, since people write few long queries. No athlete has questions in
+    two of train, dev and heldout. ``UserError``: an unknown split."""
     if split not in SPLITS:
         raise UserError(f"{unknown('split', split, SPLITS)}: the made-up athletes have {', '.join(SPLITS)}")
-    database, asked, written = SPLITS[split], [], Counter()
+    database, asked = SPLITS[split], list[Question]()
+    written: Counter[str] = Counter()
     for kind, slots, number, text in _asked("heldout" if split == "counterfactual" else split):
         answer = ", ".join(map(str, kind.answer(career(_boxes()[database][number]), slots)))
         written[kind.name] += 1
@@ -269,10 +265,10 @@ def load_questions(split: str) -> list[Question]:
 
 @cache
 def _asked(split: str) -> tuple[tuple[Kind, Slots, int, str], ...]:
-    """(kind, slots, number of the athlete, text): no text twice, and only what has an answer in every database."""
+    """(kind, slots, number of the athlete, text) of each question: no text twice, and each has an answer in every database."""
     rng, boxes = random.Random(f"minigrpo athletes {split}"), _boxes()
     before = sum(list(ATHLETES.values())[:list(ATHLETES).index(split)])
-    members, chosen = range(before, before + ATHLETES[split]), []
+    members, chosen = range(before, before + ATHLETES[split]), list[tuple[Kind, Slots, int, str]]()
     for kind in KINDS:
         asked: dict[str, tuple[Kind, Slots, int, str]] = {}
         while len(asked) < QUESTIONS[split]:
@@ -283,7 +279,7 @@ def _asked(split: str) -> tuple[tuple[Kind, Slots, int, str], ...]:
             if all(kind.answer(career(boxes[database][number]), slots) for database in boxes):
                 asked[text] = kind, slots, number, text
         chosen += asked.values()
-    rng.shuffle(chosen)                                     # so that the first n questions are of every kind
+    rng.shuffle(chosen)                                     # so that the first n questions have all kinds
     return tuple(chosen)
 
 
@@ -292,3 +288,13 @@ def _draw_slots(rng: random.Random, box: Infobox) -> Slots:
     return {"athlete": box.athlete, "colour": colour, "type": kind, "other": other, "other_type": other_type,
             "tournament": rng.choice(box.tournaments)[0], "city": rng.choice(career(box).medals).city,
             "age": str(rng.randint(20, 30))}
+
+
+def _load(_: str, split: str, gold_sql: str) -> list[Question]:
+    check_gold_sql("athletes", gold_sql, gold_sql == "athletes", '"athletes"')
+    return load_questions(split)
+
+
+DATASET = with_renamed(Dataset(
+    load=_load, has_split=lambda _, split: split in SPLITS, test_splits=lambda *_: ("heldout", "counterfactual"),
+    tables=lambda _: load_databases(), second="reshuffled"), asked="heldout")

@@ -1,7 +1,7 @@
-"""A user's own questions: a folder whose ``NAME.jsonl`` is the split NAME, a question a line. Knows no database.
+"""The user's own questions: in a folder, each ``NAME.jsonl`` is the split NAME, with one question a line. Opens no database.
 
-{"question": "How many?", "answer": 2, "database": "shop"}, and where they are known "gold_sql" and "kind". The answer is a
-text, a number or a list of them: what the right query's cells are once they are text.
+A line is {"question": "How many?", "answer": 2, "database": "shop"}, with "gold_sql" and "kind" where they are known. The
+answer is a text, a number or a list of them: the cells that the right query returns, compared as text.
 """
 
 import json
@@ -12,6 +12,7 @@ from minigrpo.common.errors import UserError
 from minigrpo.common.messages import unknown
 from minigrpo.common.strict_json import Json, exact, read_lines
 from minigrpo.task.sql.answer import render_answer, split_answer
+from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
 from minigrpo.task.sql.question import Question
 
 NEEDED, OPTIONAL = ("question", "answer", "database"), ("gold_sql", "kind")
@@ -20,15 +21,16 @@ NEEDED, OPTIONAL = ("question", "answer", "database"), ("gold_sql", "kind")
 def load_questions(path: str | Path, split: str) -> list[Question]:
     """The questions of one split, in the file's order; index = line − 1.
 
-    Raises FileNotFoundError (no folder) or ValueError: no such split; a line, by its number, that is no question.
+    ``FileNotFoundError``: there is no folder. ``UserError``: no such split; or a line, named by its number, is no question.
     """
     splits = _splits(Path(path))
     if split not in splits:
         raise UserError(f"{unknown('split', split, splits)}: {path} has "
                          f"{', '.join(file.name for file in splits.values()) or 'no *.jsonl'}")
-    file, questions = splits[split], []
+    file = splits[split]
+    questions: list[Question] = []
     for number, record in read_lines(file, dict.fromkeys(NEEDED, object), number=exact):
-        if number - 1 > len(questions):                     # an index is a line's
+        if number - 1 > len(questions):                     # an index must match its line
             raise UserError(f"{file}:{number - 1}: expected a question, got a blank line")
         try:
             questions.append(_question(record, split, number - 1))
@@ -40,7 +42,7 @@ def load_questions(path: str | Path, split: str) -> list[Question]:
 
 
 def database_names(path: str | Path) -> list[str]:
-    """Every database that a question of any split is asked of."""
+    """Every database that a question of any split asks."""
     return sorted({question.database for split in _splits(Path(path)) for question in load_questions(path, split)})
 
 
@@ -58,18 +60,17 @@ def _question(record: Json, split: str, index: int) -> Question:
     known = (*NEEDED, *OPTIONAL)
     if strange := [name for name in record if name not in known]:
         raise UserError(f"{unknown('key', strange[0], known)}: the keys are {', '.join(known)}")
-    for name in ("question", "database", *record.keys() & set(OPTIONAL)):
-        _expect_text(name, record[name])
-    answer = _answer(record["answer"])
-    return Question(f"{split}/{index}", split, index, record["question"], answer, record["database"],
-                    record.get("kind", ""), record.get("gold_sql"))
+    text, database = _text(record, "question"), _text(record, "database")
+    kind = _text(record, "kind") if "kind" in record else ""
+    gold_sql = _text(record, "gold_sql") if "gold_sql" in record else None
+    return Question(f"{split}/{index}", split, index, text, _answer(record["answer"]), database, kind, gold_sql)
 
 
 def _answer(value: object) -> str:
-    """As ``render_answer`` writes a column with these cells."""
+    """The answer as ``render_answer`` writes a column with these cells."""
     parts = value if isinstance(value, list) else [value]
     for part in parts:
-        if type(part) not in (str, int, Decimal):           # a boolean is an int, but what would a database return?
+        if type(part) not in (str, int, Decimal):           # a boolean is an int, but databases return it differently
             raise UserError(f"answer: expected a text, a number or a list of them, got {json.dumps(value, default=str)[:80]}")
     text = render_answer((part,) for part in parts)
     if not any(split_answer(text)):
@@ -77,7 +78,19 @@ def _answer(value: object) -> str:
     return text
 
 
-def _expect_text(name: str, value: object) -> None:
-    """A text that is not blank; a kind may be."""
+def _text(record: Json, name: str) -> str:
+    """The text under a key. It may be blank only for "kind"."""
+    value = record[name]
     if not isinstance(value, str) or not (value.strip() or name == "kind"):
         raise UserError(f"{name}: expected a text, got {json.dumps(value, default=str)[:80]}")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------ the data set
+def _load(path: str, split: str, gold_sql: str) -> list[Question]:
+    check_gold_sql("jsonl", gold_sql, gold_sql == "jsonl", '"jsonl"')
+    return load_questions(path, split)
+
+
+DATASET = Dataset(load=_load, has_split=lambda path, split: split in split_names(path), database_names=database_names,
+                  test_splits=lambda path, train: [split for split in split_names(path) if split != train])

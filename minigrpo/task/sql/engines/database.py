@@ -1,39 +1,65 @@
-"""What a database is to the rest: tables go in, one untrusted query at a time is run, one Execution comes out.
+"""What every database engine offers: it takes tables, runs one untrusted query at a time, and returns one Execution.
 
-Knows no engine. Bad SQL is data (an ``Execution`` whose status says how it failed); a broken database is an exception
-(``DatabaseError``), because a failure of the machinery must never become a reward.
+Does not depend on any engine. Bad SQL is data: an ``Execution`` whose status says how it failed. A broken database is an
+exception (``DatabaseError``), because a failure of the machinery must never become a reward.
 """
 
+import sys
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from threading import Lock
 from typing import Literal, Protocol, get_args
 
-from minigrpo.common.errors import TaskError
+from minigrpo.common.errors import TaskError, UserError
+
+MAX_REMEMBERED_BYTES = 256 * 2**20      # memory of all results that ``Remembered`` keeps
 
 Status = Literal[
-    "ok",              # it ran; rows are complete
+    "ok",              # the query ran, and all its rows are here
     "no_sql",          # there was no SQL to run
     "refused",         # not a single SELECT, or not permitted
-    "syntax",          # the parser gave up
+    "syntax",          # a syntax error
     "unknown_column",
     "unknown_table",
     "other",           # any other error of the statement
-    "timeout",         # the time limit
-    "too_large",       # rows, bytes or memory beyond the caps
+    "timeout",         # it reached the time limit
+    "too_large",       # it reached the limit on rows, bytes or memory
 ]
 STATUSES: tuple[str, ...] = get_args(Status)
 
 
 class DatabaseError(TaskError):
-    """The database itself failed (not the query): never a reward; the run stops with this sentence."""
+    """The database itself failed, not the query. It never becomes a reward: the run stops with this sentence."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a query may cost, and how many queries may run at once.
+
+    ``time_limit``: seconds a query may take; ``max_rows``: rows it may return; ``max_bytes``: bytes of its whole result (text
+    in UTF-8, a number as 8, NULL as 0); ``connections``: queries at once. ``UserError``: no time, or no connection.
+    """
+
+    time_limit: float = 0.25
+    max_rows: int = 1000
+    max_bytes: int = 1_000_000
+    connections: int = 4
+
+    def __post_init__(self) -> None:
+        if self.time_limit <= 0 or self.connections < 1:        # to MariaDB, 0 seconds mean no limit
+            raise UserError(f"expected time_limit > 0 and connections >= 1, got {self.time_limit} and {self.connections}")
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of one query. Every status but ``ok`` is an error and has no rows.
+    """The outcome of one query. Every status except ``ok`` is an error and has no rows.
 
-    ``rows``: values as the driver gives them (int, Decimal, float, str, None, ...); ``code``: the engine's error number;
+    ``rows``: values as the driver returns them (int, Decimal, float, str, None, ...); ``code``: the engine's error number;
     ``error``: its message; ``seconds``: wall-clock time of the query as its caller saw it.
     """
 
@@ -55,17 +81,17 @@ class Database(Protocol):
     def run(self, sql: str | None, database_name: str) -> Execution:
         """Run one untrusted query on one named database. Safe to call from several threads.
 
-        Never raises for anything the SQL did; raises ``DatabaseError`` if the database itself is at fault.
-        None, blank SQL or a bare semicolon is ``no_sql``.
+        An error of the SQL never raises: it is a status. ``DatabaseError``: the database itself failed. ``UserError``: there
+        is no database of that name. None, blank SQL and a bare semicolon are ``no_sql``.
         """
 
     def close(self) -> None:
-        """Release connections, processes and files. Harmless when repeated."""
+        """Release connections, processes and files. May be called more than once."""
 
 
 @dataclass(frozen=True)
 class MockDatabase:
-    """A database for which every query succeeds with one constant row: isolates the learner from SQL."""
+    """A database on which every query succeeds and returns one constant row: for tests of training without SQL."""
 
     value: object = 1
 
@@ -81,9 +107,9 @@ class MockDatabase:
 # ------------------------------------------------------------------------------------------------------------ tables
 @dataclass(frozen=True)
 class Column:
-    """``type`` is "INT" or "TEXT", which each engine spells its own way, or whatever a database that exists declares;
-    ``references`` is ("Table", "column") or None. Names, those of tables too, stand as SQL spells them: in quotes where
-    they need some."""
+    """A column of a table. ``type`` is "INT" or "TEXT", which each engine translates to a type of its own, or the type that
+    an existing database declares. ``references`` is the ("Table", "column") that a foreign key points to, or None. Names of
+    columns and tables are written as in SQL: in quotes where they need quotes."""
 
     name: str
     type: str
@@ -92,8 +118,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its rows, or with some of them (not ``complete``). ``key``: the places of the primary key's columns, in
-    its order; none is no key."""
+    """A table with its rows, or with only some of them (not ``complete``). ``key``: the indices of the primary key's columns,
+    in the key's order; empty if there is no primary key."""
 
     name: str
     columns: tuple[Column, ...]
@@ -102,11 +128,11 @@ class Table:
     complete: bool = True
 
 
-Tables = Sequence[Table]            # of one database; one that is to be created has its foreign keys in order
+Tables = Sequence[Table]            # of one database; to create it, each table must come after the tables it references
 
 
 def create_table(table: Table, types: Mapping[str, str]) -> str:
-    """The CREATE TABLE statement; ``types`` spells types in the engine's words, what it leaves out stays as it is.
+    """The CREATE TABLE statement. ``types`` translates types to the engine's; a type that it does not have stays as it is.
 
     >>> print(create_table(Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id"))), ()), {"INT": "INT"}))
     CREATE TABLE Pet (
@@ -118,7 +144,7 @@ def create_table(table: Table, types: Mapping[str, str]) -> str:
 
 
 def table_lines(table: Table, types: Mapping[str, str]) -> list[str]:
-    """The same by lines: column i is line i + 1. A foreign key of several columns is told column by column."""
+    """The same as a list of lines: column i is line i + 1. A foreign key of several columns is written column by column."""
     lines = []
     for i, column in enumerate(table.columns):
         words = [column.name, types.get(column.type, column.type)]
@@ -131,10 +157,14 @@ def table_lines(table: Table, types: Mapping[str, str]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------- many at once
-def run_all(database: Database, queries: Sequence[tuple[str | None, str]], threads: int) -> list[Execution]:
-    """Run (sql, database name) pairs on several threads; results in order. Each distinct pair is run once.
+Query = tuple[str | None, str]      # SQL, the name of the database
 
-    A query that the clock cut off is not run again: what the policy wrote decides, not how often it wrote it.
+
+def run_all(database: Database, queries: Sequence[Query], threads: int) -> list[Execution]:
+    """Run (SQL, database name) pairs on several threads; results are in the order of the queries.
+
+    Each distinct pair runs once, also if it reaches the time limit: a query's outcome must not depend on how often the policy
+    wrote it.
     """
     distinct = list(dict.fromkeys(queries))
     with ThreadPoolExecutor(max_workers=max(1, min(threads, len(distinct)))) as pool:
@@ -142,17 +172,35 @@ def run_all(database: Database, queries: Sequence[tuple[str | None, str]], threa
     return [results[query] for query in queries]
 
 
-@dataclass(frozen=True)
 class Remembered:
-    """A database that runs each distinct query once, however often it comes: for an evaluation, in which no row changes."""
+    """A database that keeps the results of queries and returns them when a query comes again: for an evaluation, during which
+    no row changes. It keeps up to ``max_bytes`` of results and forgets the least recently used first."""
 
-    database: Database
-    known: dict[tuple[str | None, str], Execution] = field(default_factory=dict)
+    def __init__(self, database: Database, max_bytes: int = MAX_REMEMBERED_BYTES) -> None:
+        self.database, self.max_bytes = database, max_bytes
+        self.known: OrderedDict[Query, Execution] = OrderedDict()       # the least recently used comes first
+        self._bytes, self._lock = 0, Lock()
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        if (sql, database_name) not in self.known:
-            self.known[sql, database_name] = self.database.run(sql, database_name)
-        return self.known[sql, database_name]
+        query = sql, database_name
+        with self._lock:
+            if query in self.known:
+                self.known.move_to_end(query)
+                return self.known[query]
+        execution = self.database.run(sql, database_name)               # without the lock: others may run meanwhile
+        with self._lock:
+            if query not in self.known:
+                self._bytes += _memory(query, execution)
+                self.known[query] = execution
+            while self._bytes > self.max_bytes:
+                self._bytes -= _memory(*self.known.popitem(last=False))
+        return execution
 
     def close(self) -> None:
         self.database.close()
+
+
+def _memory(query: Query, execution: Execution) -> int:
+    """Bytes of memory that a query and its result take, up to a small constant."""
+    return sum(map(sys.getsizeof, (*query, execution.error, execution.rows, *execution.rows,
+                                   *(value for row in execution.rows for value in row))))

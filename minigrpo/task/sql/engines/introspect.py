@@ -1,4 +1,4 @@
-"""The tables of a database that exists, as its own catalogue tells them. Knows two dialects of SQL and no driver."""
+"""The tables of an existing database, read from its own catalogue. Two dialects of SQL are here, and no driver."""
 
 import re
 from collections import defaultdict
@@ -6,20 +6,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from minigrpo.task.sql.engines.database import Column, DatabaseError, Table, Tables
-from minigrpo.task.sql.prompt import LONGEST
 
-SAMPLE_ROWS = 1_000             # of each table, to take sample values from
+SAMPLE_ROWS = 1_000             # rows read of each table, to take sample values from
+MAX_VALUE_CHARACTERS = 100      # read of one value; at least prompt.py's limit, above which no value is shown
 
-Query = Callable[[str], Sequence[tuple]]        # SQL of ours → its rows
+RunTrusted = Callable[[str], Sequence[tuple[Any, ...]]]         # our own SQL → its rows
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """``columns`` gives (table, column, declared type, place in the primary key from 1 or 0), ``links`` (table, column, the
-    table and column it refers to), views among the tables. ``cut`` is the SQL of a column's value of which no more is
-    transferred than a prompt could show, from the column and its type."""
+    """An engine's SQL for its catalogue; views count as tables.
+
+    ``columns`` selects (table, column, declared type, place in the primary key from 1, or 0), ``links`` (table, column, the
+    table and the column that it references). ``cut``: from a column and its type, the SQL of its value, cut to
+    ``MAX_VALUE_CHARACTERS``."""
 
     columns: str
     links: str
@@ -30,11 +33,12 @@ SQLITE = Dialect(
     r"""SELECT t.name, c.name, c.type, c.pk FROM sqlite_master t, pragma_table_xinfo(t.name) c
         WHERE t.type IN ('table', 'view') AND t.name NOT LIKE 'sqlite\_%' ESCAPE '\' AND c.hidden <> 1
         ORDER BY t.rowid, c.cid""",
-    # A link that names no column means the other's key; one to a table that is not there, which SQLite permits, is none.
+    # A link without a column means the other table's key. A link to a missing table, which SQLite permits, is left out.
     """SELECT t.name, f."from", o.name, coalesce(f."to", (SELECT name FROM pragma_table_xinfo(o.name) WHERE pk = f.seq + 1))
        FROM sqlite_master t, pragma_foreign_key_list(t.name) f JOIN sqlite_master o ON lower(o.name) = lower(f."table")
        WHERE t.type = 'table' AND o.type = 'table' ORDER BY t.rowid, f.id DESC, f.seq""",
-    lambda column, _: f"CASE WHEN typeof({column}) IN ('text', 'blob') THEN substr({column}, 1, {LONGEST}) ELSE {column} END")
+    lambda column, _: f"CASE WHEN typeof({column}) IN ('text', 'blob') THEN substr({column}, 1, {MAX_VALUE_CHARACTERS}) "
+                      f"ELSE {column} END")
 
 MARIADB = Dialect(
     """SELECT c.table_name, c.column_name, c.column_type, coalesce(k.ordinal_position, 0)
@@ -45,12 +49,12 @@ MARIADB = Dialect(
     """SELECT table_name, column_name, referenced_table_name, referenced_column_name
        FROM information_schema.key_column_usage WHERE table_schema = database() AND referenced_table_schema = database()
        ORDER BY table_name, constraint_name, ordinal_position""",
-    lambda column, type: f"LEFT({column}, {LONGEST})" if re.search("char|text|blob|binary", type) else column)
+    lambda column, type: f"LEFT({column}, {MAX_VALUE_CHARACTERS})" if re.search("char|text|blob|binary", type) else column)
 
 
-def read_tables(name: str, dialect: Dialect, query: Query, failure: type[Exception]) -> Tables:
-    """The tables and views of the database ``name``, on which ``query`` runs SQL and raises ``failure``; with up to
-    ``SAMPLE_ROWS`` rows of each. ``DatabaseError``: it has none that may be read."""
+def read_tables(name: str, dialect: Dialect, query: RunTrusted, failure: type[Exception]) -> Tables:
+    """The tables and views of the database ``name``, with up to ``SAMPLE_ROWS`` rows of each. ``query`` runs SQL on it and
+    raises ``failure``. ``DatabaseError``: it has no table that may be read."""
     spell = cache(lambda word: _spell(word, query, failure))
     columns: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for table, column, type, place in query(dialect.columns):
@@ -59,7 +63,7 @@ def read_tables(name: str, dialect: Dialect, query: Query, failure: type[Excepti
         raise DatabaseError(f"the database {name!r} has no table that may be read")
     links: dict[tuple[str, str], tuple[str, str]] = {}
     for table, column, other, target in query(dialect.links):
-        if other in columns and target:                     # else there is nothing to be read, or to join on
+        if other in columns and target:                     # otherwise there is nothing to read, or to join on
             links.setdefault((table, column), (spell(other), spell(target)))
     tables = []
     for table, members in columns.items():
@@ -72,9 +76,9 @@ def read_tables(name: str, dialect: Dialect, query: Query, failure: type[Excepti
     return tuple(tables)
 
 
-def _spell(name: str, query: Query, failure: type[Exception]) -> str:
-    """A name as SQL has it. Which words are reserved differs from engine to engine and from version to version, so the engine
-    is asked whether this one can stand without quotes, as a table and as a column."""
+def _spell(name: str, query: RunTrusted, failure: type[Exception]) -> str:
+    """A name as SQL writes it, in quotes where needed. Reserved words differ between engines and versions, so the engine is
+    asked whether this name works without quotes, both as a table and as a column."""
     if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
         with suppress(failure):                             # it is reserved
             if query(f"WITH {name} ({name}) AS (SELECT 7) SELECT {name}, {name}.{name} FROM {name}")[0] == (7, 7):

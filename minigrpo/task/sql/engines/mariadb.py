@@ -1,12 +1,15 @@
-"""The contract of database.py on MariaDB, private or given: tables in, or there already; one untrusted query in, one Execution
-out.
+"""The contract of database.py on MariaDB: on a private server, a given one, or databases that exist already.
 
-Knows the server; of questions, rewards and models it knows nothing. Five guards, each enough for most of what a model
-writes: the text must be one SELECT that calls listed functions (`text_objection`); the account may only read its database;
-the session has limits on time and memory, set anew for each query; rows and bytes are counted as they are read; a query that
-outlives its limit is given up, killed and, on a server of ours, killed with the server, which is then started again. A query
-with which that server died is run again, alone; it is an error if the server dies of it then too, so that no query's outcome
-is another's: what a neighbour of a killed server pays is time.
+Does not depend on questions, rewards or models. Five guards; each alone stops most of what a model writes:
+
+- the text must be one SELECT that calls only listed functions (``text_objection``);
+- the account may only read its own database;
+- the session has limits on time and memory, which are set again for each query;
+- rows and bytes are counted while they are read;
+- a query that exceeds its time limit is abandoned and killed. If it does not end, our own server is killed and restarted.
+
+If our own server dies during a query, the query runs again, alone. Only if the server dies again is it that query's error, so
+no query's outcome depends on another query. The neighbours of a killed server lose nothing but time.
 """
 
 import secrets
@@ -20,20 +23,20 @@ from threading import Lock
 import pymysql
 from pymysql.cursors import SSCursor
 
-from minigrpo.common.errors import UserError
-from minigrpo.task.sql.engines.database import DatabaseError, Execution, Status, Tables
-from minigrpo.task.sql.engines.guard import BLANK, Caps
+from minigrpo.task.sql.engines import mariadb_driver as driver
+from minigrpo.task.sql.engines.database import DEFAULT_LIMITS, DatabaseError, Execution, Limits, Status, Tables
+from minigrpo.task.sql.engines.guard import check_query, read_rows, too_large
+from minigrpo.task.sql.engines.mariadb_driver import Login
 from minigrpo.task.sql.engines.mariadb_server import Server, start_server
-from minigrpo.task.sql.engines.mariadb_setup import Login, answers, drop, existing, load, message, status_of, timed_out
+from minigrpo.task.sql.engines.mariadb_setup import answers, drop, existing, load, status_of
 from minigrpo.task.sql.engines.mariadb_text import text_objection
 
-SECONDS_OF_GRACE = 0.15         # beyond the time limit, for a query that the server's own clock does not stop
-SECONDS_TO_DIE = 0.2            # for one that is killed, before its server is
-SECONDS_TO_ANSWER = 10.0        # for a server that is asked nothing but to listen
-PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)        # seconds after each attempt to reach the server that fails
-DEATHS = 2                      # of the server under a query that ran alone: then it is the query
-CRASHES = 10                    # such queries without an answer between: then it is not the queries
-RESET_CONNECTION = 0x1F         # a command that PyMySQL does not name: wipes all session state but the database
+SECONDS_OF_GRACE = 0.15         # beyond the time limit, before we abandon a query that the server itself has not stopped
+SECONDS_TO_DIE = 0.2            # for a killed query to end, before its server is killed
+SECONDS_TO_ANSWER = 10.0        # for an idle server to answer
+PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)        # seconds to wait after each failed attempt to reach the server
+DEATHS = 2                      # of the server while a query ran alone: then the query is to blame
+CRASHES = 10                    # such queries in a row, with no answer between them: then the server is to blame
 
 SESSION = ("max_statement_time={:f}, tx_read_only=1, "
            # Quotes must mean here what they mean in objection(), and the same on every server.
@@ -43,105 +46,95 @@ SESSION = ("max_statement_time={:f}, tx_read_only=1, "
            "group_concat_max_len=65536")
 
 
-def open_private(databases: Mapping[str, Tables], *, time_limit: float = 0.25, max_rows: int = 1000,
-                 max_bytes: int = 1_000_000, connections: int = 4) -> "MariaDB":
-    """Start a server of our own, load the databases, and serve up to ``connections`` queries at once.
+def open_private(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMITS) -> "MariaDB":
+    """Start a server of our own and load the databases.
 
-    It listens on a socket in a folder of ours (in memory where there is room), is gone with us, and keeps nothing; if it
-    dies before us, it is started again with the tables it had. A query gets ``time_limit`` seconds and may return
-    ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a number as 8, NULL as 0). ``DatabaseError``: MariaDB is
-    not installed, does not start, or does not take the tables.
+    It listens on a socket in a private folder (in memory where there is room), ends when this program ends, and keeps nothing.
+    If it dies earlier, it is restarted with the tables it had. ``DatabaseError``: MariaDB is not installed, does not start, or
+    does not accept the tables.
     """
     with ExitStack() as undo:
-        # A slot may hold a connection for each database, and one more to kill with; the rest is for whoever looks after it.
-        server = start_server(undo, answers, connections * (len(databases) + 1) + 20)
+        # Each slot may hold a connection for each database, and one more to kill with. 20 more are for administrators.
+        server = start_server(undo, answers, limits.connections * (len(databases) + 1) + 20)
         root = Login(server.socket, "", 0, "root", "")
         readers = load(root, databases, "", [])
         with root.connect() as connection:
-            connection.query("FLUSH TABLES")                # the accounts' too, which are not InnoDB's
+            connection.query("FLUSH TABLES")                # also those of the accounts, which are not InnoDB's
         server.freeze()
-        return MariaDB(readers, undo, time_limit, Caps(max_rows, max_bytes), connections, server)
+        return MariaDB(readers, undo, limits, server)
 
 
-def open_server(databases: Mapping[str, Tables], *, host: str = "", port: int = 3306, socket: str = "", user: str,
-                password: str, time_limit: float = 0.25, max_rows: int = 1000, max_bytes: int = 1_000_000,
-                connections: int = 4) -> "MariaDB":
-    """The same on a server that someone else runs, reached by ``host`` and ``port`` or by ``socket``.
+def open_server(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMITS, *, host: str = "", port: int = 3306,
+                socket: str = "", user: str, password: str) -> "MariaDB":
+    """Load the databases into a server that someone else runs, reached by ``host`` and ``port`` or by ``socket``.
 
-    The account needs ``RIGHTS``. All that we make is named ``minigrpo_<random>_...``: one database for each of ours and
-    an account for it that may read nothing else, from this machine. ``close`` drops it all and says what it could not; a crash
-    leaves it behind, with no harm but the space. A query that the server's clock does not stop is cut off for us, not
-    for the server, which works on it until it notices our KILL; packets are as large as that server allows.
-    ``DatabaseError``: unreachable, refused, lacking a right.
+    The account needs ``RIGHTS``. Everything that we create is named ``minigrpo_<random>_...``: for each database a copy, and
+    an account that may read only this copy, from this machine. ``close`` drops it all, and says what it could not drop. A
+    crash leaves it behind; it takes space and does no other harm. We stop waiting for a query that exceeds the server's time
+    limit, but the server works on it until it notices our KILL. Packets are as large as that server allows.
+    ``DatabaseError``: the server is unreachable or refuses, or the account lacks a right.
     """
     undo_statements: list[str] = []
     with ExitStack() as undo:
         admin = Login(socket, host, port, user, password)
         undo.callback(drop, admin, undo_statements)
         readers = load(admin, databases, f"minigrpo_{secrets.token_hex(4)}_", undo_statements)
-        return MariaDB(readers, undo, time_limit, Caps(max_rows, max_bytes), connections)
+        return MariaDB(readers, undo, limits)
 
 
-def open_existing(names: Iterable[str], *, host: str = "", port: int = 3306, socket: str = "", user: str, password: str,
-                  time_limit: float = 0.25, max_rows: int = 1000, max_bytes: int = 1_000_000,
-                  connections: int = 4) -> tuple["MariaDB", dict[str, Tables]]:
-    """Databases that exist on a server that someone else runs, to be read and nothing else; and what tables they have.
+def open_existing(names: Iterable[str], limits: Limits = DEFAULT_LIMITS, *, host: str = "", port: int = 3306,
+                  socket: str = "", user: str, password: str) -> tuple["MariaDB", dict[str, Tables]]:
+    """Open databases that exist on a server that someone else runs, only to read them; and return their tables.
 
-    Nothing is made there and nothing dropped. The account may have no right but to read; what it may read, untrusted SQL may
-    read, in other databases too. ``DatabaseError``: unreachable, refused, an account that may do more, no such database.
+    Nothing is created or dropped there. The account must have no right except to read. Untrusted SQL may read everything that
+    the account may read, in other databases too. ``DatabaseError``: the server is unreachable or refuses, the account may do
+    more than read, or there is no such database.
     """
     login = Login(socket, host, port, user, password)
     tables = existing(login, names)
     readers = {name: replace(login, database=name) for name in tables}
-    return MariaDB(readers, ExitStack(), time_limit, Caps(max_rows, max_bytes), connections), tables
+    return MariaDB(readers, ExitStack(), limits), tables
 
 
 class MariaDB:
-    """Implements ``Database``. As many slots as queries may run at once; a slot keeps a connection for each database it
-    was asked for, as an account that can read no other, and what a query leaves on one is wiped."""
+    """Implements ``Database``. There are as many slots as queries may run at once. A slot keeps one connection for each
+    database it was asked for, logged in as an account that can read no other. What a query leaves on it is cleared."""
 
-    def __init__(self, readers: Mapping[str, Login], undo: ExitStack, time_limit: float, caps: Caps,
-                 connections: int, server: Server | None = None) -> None:
-        """``server``: the one that the readers log in to, if it is ours."""
-        if time_limit <= 0 or connections < 1:              # to the server, 0 seconds are no limit
-            raise UserError(f"expected time_limit > 0 and connections >= 1, got {time_limit} and {connections}")
+    def __init__(self, readers: Mapping[str, Login], undo: ExitStack, limits: Limits, server: Server | None = None) -> None:
+        """``readers``: database name → the account that reads it; ``server``: the one they log in to, if it is our own."""
         self._closed, self._closing, self._taking_all = False, Lock(), Lock()
-        self._readers, self._server = readers, server                       # our name of a database → who reads it
-        self._patience = time_limit + SECONDS_OF_GRACE
-        self._session = "SET SESSION " + SESSION.format(time_limit)
-        self._caps, self._connections = caps, connections
+        self._readers, self._server, self._limits = readers, server, limits
+        self._patience = limits.time_limit + SECONDS_OF_GRACE
+        self._session = "SET SESSION " + SESSION.format(limits.time_limit)
         self._slots: LifoQueue[_Slot] = LifoQueue()
-        for _ in range(connections):
+        for _ in range(limits.connections):
             self._slots.put({})
         self._crashes = 0                                                   # since the last query that was answered
         self._undo = undo.pop_all()                                         # from here on close() is responsible
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        """See ``Database.run``. Blocks while all slots are busy (not counted in ``seconds``)."""
-        if database_name not in self._readers:
-            raise UserError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._readers))}")
-        if sql is None or not sql.strip(BLANK):
-            return Execution("no_sql")
-        if reason := text_objection(sql):
-            return Execution("refused", error=reason)
+        """See ``Database.run``. Waits while all slots are busy, which ``seconds`` does not count."""
+        checked = check_query(sql, database_name, self._readers, text_objection)
+        if isinstance(checked, Execution):
+            return checked
         slot = self._slots.get()
         try:
-            return self._run(slot, database_name, sql)
+            return self._run(slot, database_name, checked)
         except _ServerDied:
-            pass                                            # of this query, or of another that ran beside it
+            pass                                            # because of this query, or of another that ran at the same time
         finally:
             self._slots.put(slot)
         with self._all_slots() as slots:
-            return self._run_alone(slots[0], database_name, sql)
+            return self._run_alone(slots[0], database_name, checked)
 
     def close(self) -> None:
-        """Wait for the queries that run, then undo all that opening did."""
-        with self._closing, self._undo:             # which undoes, once, even if the waiting is interrupted
+        """Wait for the queries that run, then undo everything that opening did."""
+        with self._closing, self._undo:             # it undoes once, even if the waiting is interrupted
             if not self._closed:
                 self._closed = True                 # whoever waits for a slot gets the error
                 with self._all_slots() as slots:
                     for connection in [connection for slot in slots for connection in slot.values()]:
-                        _hang_up(connection)
+                        driver.hang_up(connection)
 
     def __enter__(self) -> "MariaDB":
         return self
@@ -151,16 +144,16 @@ class MariaDB:
 
     @contextmanager
     def _all_slots(self) -> Iterator[list["_Slot"]]:
-        """All slots, as soon as nothing runs. Whoever waits here must hold none."""
+        """All slots, as soon as no query runs. The caller must hold none."""
         with self._taking_all, ExitStack() as put_back:
-            taken = []
-            while len(taken) < self._connections:
+            taken: list[_Slot] = []
+            while len(taken) < self._limits.connections:
                 taken.append(self._slots.get())
                 put_back.callback(self._slots.put, taken[-1])
             yield taken
 
     def _run(self, slot: "_Slot", database_name: str, sql: str) -> Execution:
-        """One query, however often the server has to be reached for. ``_ServerDied``: a server of ours ended meanwhile."""
+        """One query, with several attempts to reach the server. ``_ServerDied``: our own server ended meanwhile."""
         reader = self._readers[database_name]
         for pause in PAUSES:
             self._check_open()
@@ -173,16 +166,18 @@ class MariaDB:
             if not self._server:
                 time.sleep(pause)
                 continue
-            if timed_out(failure):                         # it hangs
+            if driver.timed_out(failure):                   # the server hangs
                 self._server.kill()
             if self._server.has_ended(pause):
                 raise _ServerDied
-        raise DatabaseError(f"{reader} failed {len(PAUSES)} times: {message(failure)}") from failure
+        raise DatabaseError(f"{reader} failed {len(PAUSES)} times: {driver.message(failure)}") from failure
 
     def _run_alone(self, slot: "_Slot", database_name: str, sql: str) -> Execution:
-        """A query that a server of ours died with, while nothing else runs. Its fault if that happens here too."""
+        """Run a query during which our own server died, now that no other query runs. If the server dies again, the query is
+        to blame."""
+        assert self._server, "only our own server is seen to die"
         for _ in range(DEATHS):
-            self._check_open()                              # whoever closed it while we waited has removed the server's files
+            self._check_open()                              # if it was closed while we waited, the server's files are gone
             self._server.restart()
             try:
                 return self._run(slot, database_name, sql)
@@ -200,10 +195,9 @@ class MariaDB:
     def _attempt(self, reader: Login, connection: pymysql.Connection, sql: str) -> Execution:
         """One query on one connection; raises ``MySQLError`` if the server is at fault."""
         with ExitStack() as cut_short:
-            cut_short.callback(_hang_up, connection)        # whatever goes wrong, nobody shall read the rest of it
-            connection._read_timeout = SECONDS_TO_ANSWER
-            connection._execute_command(RESET_CONNECTION, b"")
-            connection._read_ok_packet()
+            cut_short.callback(driver.hang_up, connection)  # after any error, so that no later query reads the rest
+            driver.set_read_timeout(connection, SECONDS_TO_ANSWER)
+            driver.reset_session(connection)
             connection.query(self._session)
             connection.select_db(reader.database)
             execution = self._query(reader, connection, sql)
@@ -212,55 +206,46 @@ class MariaDB:
 
     def _query(self, reader: Login, connection: pymysql.Connection, sql: str) -> Execution:
         start = time.perf_counter()
-        cursor = connection.cursor(SSCursor)                # unbuffered: rows arrive while they are counted
+        cursor = connection.cursor(SSCursor)                # unbuffered: rows are counted as they arrive
         try:
-            connection._read_timeout = self._patience
+            driver.set_read_timeout(connection, self._patience)
             cursor.execute(sql)
             columns = tuple(column[0] for column in cursor.description or ())
-            rows = self._caps.read(_rows(cursor, start + self._patience))
+            rows = read_rows(driver.read_until(cursor, start + self._patience), self._limits)
             if rows is None:
-                _hang_up(connection)                        # a result can only be read to its end or not at all
+                driver.hang_up(connection)                  # a connection is free only after the last row is read
         except pymysql.MySQLError as error:
             status = self._blame(error, reader, connection)
-            return Execution(status, (), (), error.args[0], message(error), time.perf_counter() - start)
+            return Execution(status, (), (), error.args[0], driver.message(error), time.perf_counter() - start)
         finally:
-            if not connection.open and cursor._result is not None:
-                cursor._result.unbuffered_active = False    # else the cursor, when collected, reads on from no socket
+            if not connection.open:
+                driver.drop_unread(cursor)
         seconds = time.perf_counter() - start
         self._crashes = 0
-        if rows is None:
-            return Execution("too_large", error=str(self._caps), seconds=seconds)
-        return Execution("ok", rows, columns, seconds=seconds)
+        return too_large(self._limits, seconds) if rows is None else Execution("ok", rows, columns, seconds=seconds)
 
     def _blame(self, error: pymysql.MySQLError, reader: Login, connection: pymysql.Connection) -> Status:
-        """What kind of failure it was; raises the error again if the statement is not to blame."""
-        if timed_out(error):                               # our patience has ended, the query has not
+        """The status of a query that failed; raises the error again if the statement is not to blame."""
+        if driver.timed_out(error):                         # we stopped waiting, but the query still runs
             if not _end_query(reader, connection.thread_id()) and self._server:
-                self._server.kill()                         # whoever else runs there finds that it has died, and runs again
+                self._server.kill()                         # the other queries on it see that it died, and run again
             return "timeout"
         if (status := status_of(error)) is None:
             raise error
-        self._crashes = 0                                   # a server that says no lives as well
+        self._crashes = 0                                   # an error is an answer too: the server lives
         return status
 
 
-_Slot = dict[str, pymysql.Connection]           # our name of a database → a connection of its reader
+_Slot = dict[str, pymysql.Connection]           # database name → a connection of its reader
 
 
 class _ServerDied(Exception):
-    """A server of ours ended while a query was run."""
-
-
-def _rows(cursor: SSCursor, deadline: float) -> Iterator[tuple[object, ...]]:
-    """The rows of a result. Each is waited for as long as there is time."""
-    while row := cursor.fetchone():
-        yield row
-        cursor.connection._read_timeout = max(1e-3, deadline - time.perf_counter())
+    """Our own server ended while a query ran."""
 
 
 def _end_query(reader: Login, thread: int) -> bool:
-    """KILL it as its reader, who may always kill its own. Whether it is gone before long: some functions look up from their
-    work for nothing."""
+    """KILL a query as its reader, who may always kill its own. Returns whether it ended within ``SECONDS_TO_DIE``: some
+    functions do not notice a KILL while they run."""
     until = time.monotonic() + SECONDS_TO_DIE
     try:
         with reader.connect(SECONDS_TO_DIE) as connection:
@@ -270,8 +255,3 @@ def _end_query(reader: Login, thread: int) -> bool:
     except pymysql.MySQLError as error:
         return error.args[0] == 1094                        # no such thread
     return False
-
-
-def _hang_up(connection: pymysql.Connection) -> None:
-    if connection.open:
-        connection.close()

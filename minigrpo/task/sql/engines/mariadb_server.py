@@ -1,8 +1,8 @@
-r"""A MariaDB server of our own, for as long as we live. Knows processes and files; of SQL it knows nothing.
+r"""A private MariaDB server that ends when this program ends. Here are its processes and files, and no SQL.
 
-The server lives under a keeper, a shell that waits on a pipe of ours. However we end, the pipe ends with us, and the
-keeper kills the server and removes its files; if the keeper is killed, the kernel kills the server. Files that are left
-even so, all of us having been killed at once, the next server that is started removes: nobody holds their lock.
+The server runs under a keeper, a shell that waits on a pipe from this program. However this program ends, the pipe closes, and
+the keeper kills the server and removes its files. If the keeper is killed, the kernel kills the server. If program, keeper and
+server are all killed at once, files remain, but nobody holds their lock: the next server that starts removes them.
 """
 
 import fcntl
@@ -19,45 +19,46 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from select import POLLIN, poll
 from threading import Lock
+from typing import IO
 
 from minigrpo.task.sql.engines.database import DatabaseError
 
 SECONDS_TO_START = 30.0         # 1 is usual
-STARTS = 3                      # attempts to start again what was up before
-SECONDS_TO_LOCK = 60.0          # age from which a folder whose lock nobody holds is one that was left
-MEMORY = Path("/dev/shm")
-# Nobody but us makes a folder of this name with a lock of this one: a run's folder has its own name and lock.
-FOLDER = re.compile("minigrpo-[0-9a-f]{16}")
+MAX_RESTARTS = 3                # attempts to restart a server that has run before
+SECONDS_TO_LOCK = 60.0          # a folder older than this whose lock nobody holds was left behind
+MEMORY_FOLDER = Path("/dev/shm")
+# Only this module creates folders with this name and this lock in them. A run's folder has another name and lock.
+FOLDER_NAME = re.compile("minigrpo-[0-9a-f]{16}")
 LOCK = "server.lock"
 
 KEEPER = r"""
 folder=$1; install=$2; server=$3; shift 3
-[ "$(id -u)" = 0 ] && user=--user=root              # it refuses to run as root unless told to
-setpriv --pdeathsig KILL true 2>/dev/null && leash='setpriv --pdeathsig KILL'       # so that it dies with this shell
-trap '' XFSZ; ulimit -f 262144                      # no file beyond 128 MiB: a sort that spills more is an error
-export MALLOC_ARENA_MAX=2                           # what its many threads give back, another of them takes
+[ "$(id -u)" = 0 ] && user=--user=root              # it runs as root only if told to
+setpriv --pdeathsig KILL true 2>/dev/null && tied='setpriv --pdeathsig KILL'        # so that it dies with this shell
+trap '' XFSZ; ulimit -f 262144                      # no file beyond 128 MiB: a sort that spills more fails
+export MALLOC_ARENA_MAX=2                           # so that its threads reuse memory that others free
 if if [ -d "$folder/ready" ]
     then rm -rf "$folder/data" "$folder/socket" && cp -R "$folder/ready" "$folder/data"
     else "$install" --no-defaults --datadir="$folder/data" $user --auth-root-authentication-method=normal --skip-test-db \
         --loose-debug-no-sync --innodb-log-file-size=4M
     fi </dev/null >>"$folder/log" 2>&1
-then $leash "$server" --no-defaults --datadir="$folder/data" $user --socket="$folder/socket" --tmpdir="$folder" "$@" \
+then $tied "$server" --no-defaults --datadir="$folder/data" $user --socket="$folder/socket" --tmpdir="$folder" "$@" \
     </dev/null 2>>"$folder/log" &
 fi
-exec >&-                    # now the server alone holds our output: it ends when the server does
-read -r line                # a line, or the end of the pipe
+exec >&-                    # now only the server holds our output, which ends when it does
+read -r line                # waits for a line, or for the end of the pipe
 kill -9 $!; wait
 [ "$line" = again ] || rm -rf "$folder"
 """
-# Nothing here outlives us, so nothing needs to be synced: on a disk that is 2.7 s to the first query instead of 6. What is
-# committed is written all the same, for a server that is killed.
-FLAGS = ("--loose-debug-no-sync --skip-networking --skip-name-resolve --performance-schema=OFF --skip-stack-trace "
-         "--innodb-buffer-pool-size=16M --innodb-log-file-size=4M --innodb-flush-log-at-trx-commit=2 --log-warnings=0 "
-         "--innodb-use-native-aio=0 --local-infile=0 --max-allowed-packet=64K --read-only=1 --loose-sequence=OFF")
+# No file outlives this program, so none needs to be synced: on a disk the first query comes after 2.7 s instead of 6. What is
+# committed is still written, so a killed server does not lose it.
+SERVER_FLAGS = ("--loose-debug-no-sync --skip-networking --skip-name-resolve --performance-schema=OFF --skip-stack-trace "
+                "--innodb-buffer-pool-size=16M --innodb-log-file-size=4M --innodb-flush-log-at-trx-commit=2 --log-warnings=0 "
+                "--innodb-use-native-aio=0 --local-infile=0 --max-allowed-packet=64K --read-only=1 --loose-sequence=OFF")
 
 
 def start_server(undo: ExitStack, answers: Callable[[str], bool], max_connections: int) -> "Server":
-    """A server that is up: ``answers(socket)``. ``undo`` will end it and remove its files.
+    """Start a server and wait until ``answers(socket)``. ``undo`` will end it and remove its files.
 
     ``DatabaseError``: MariaDB is not installed, or did not start (with the first error of its log).
     """
@@ -69,55 +70,56 @@ def start_server(undo: ExitStack, answers: Callable[[str], bool], max_connection
 
 
 class Server:
-    """A server in a folder that only we can enter; its socket is the same for its whole life, restarts included. Its root,
-    whom read-only does not bind, has no password. Safe to call from several threads."""
+    """A server in a folder that only our user can enter. Its socket stays the same across restarts. Its root account has no
+    password and may write although the server is read-only. Safe to call from several threads."""
 
     def __init__(self, folder: Path, programs: tuple[str, str], answers: Callable[[str], bool],
                  max_connections: int) -> None:
         self.socket = str(folder / "socket")
         self._folder, self._answers, self._busy = folder, answers, Lock()
-        self._command = ["/bin/sh", "-c", KEEPER, "minigrpo-keeper", str(folder), *programs, *FLAGS.split(),
+        self._command = ["/bin/sh", "-c", KEEPER, "minigrpo-keeper", str(folder), *programs, *SERVER_FLAGS.split(),
                          f"--max-connections={max_connections}"]
         self._keeper: subprocess.Popen[bytes] | None = None
         folder.mkdir(mode=0o700)
         self._lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)              # ours, the keeper's and the server's, until the last has ended
+        fcntl.flock(self._lock, fcntl.LOCK_EX)              # held by us, the keeper and the server, until the last ends
 
     def start(self) -> None:
-        """Start it, unless it is up."""
+        """Start it, unless it runs."""
         with self._busy:
             if self._has_ended():
                 self._end(b"again\n")
                 self._start()
 
     def restart(self) -> None:
-        """Start it again if it has ended, with what was frozen. It may be killed while it starts, but not again and again."""
-        for attempt in range(1, STARTS + 1):
+        """Start it again if it has ended, with the data of ``freeze``. ``DatabaseError``: it failed ``MAX_RESTARTS`` times."""
+        for attempt in range(1, MAX_RESTARTS + 1):
             try:
                 return self.start()
             except DatabaseError:
-                if attempt == STARTS:
+                if attempt == MAX_RESTARTS:
                     raise
                 time.sleep(attempt)
 
     def freeze(self) -> None:
-        """What is committed by now is what it begins with after each restart; the first is now."""
+        """Keep what is committed by now as the data that each restart begins with; then restart."""
         with self._busy:
             self._end(b"again\n")
             (self._folder / "data").rename(self._folder / "ready")
             self._start()
 
     def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether it has ended, or does within so many seconds. Others may kill it meanwhile."""
+        """Whether it has ended, or ends within so many seconds. Other threads may kill it meanwhile."""
         with self._busy:
-            if self._has_ended():
+            pipes = self._pipes()
+            if not pipes or _is_at_end(pipes[1], 0.0):
                 return True
-            pipe = os.dup(self._keeper.stdout.fileno())     # whoever kills it closes his end, not this one
-        with open(pipe, "rb", buffering=0):
+            pipe = open(os.dup(pipes[1].fileno()), "rb", buffering=0)       # of our own: who kills the server closes the other
+        with pipe:
             return _is_at_end(pipe, seconds)
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing."""
+        """End it at once, also during a query."""
         with self._busy:
             self._end(b"again\n")
 
@@ -125,21 +127,28 @@ class Server:
         """End it and remove its files."""
         with self._busy:
             self._end(b"\n")
-            shutil.rmtree(self._folder, ignore_errors=True)             # the keeper has done it, unless it was killed
+            shutil.rmtree(self._folder, ignore_errors=True)             # the keeper did this, unless it was killed
             os.close(self._lock)
 
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]] | None:
+        """The keeper's input and output; None if no keeper runs."""
+        if self._keeper is None:
+            return None
+        assert self._keeper.stdin and self._keeper.stdout
+        return None if self._keeper.stdout.closed else (self._keeper.stdin, self._keeper.stdout)
+
     def _has_ended(self, seconds: float = 0.0) -> bool:
-        keeper = self._keeper
-        return not keeper or keeper.stdout.closed or _is_at_end(keeper.stdout.fileno(), seconds)
+        pipes = self._pipes()
+        return not pipes or _is_at_end(pipes[1], seconds)
 
     def _end(self, line: bytes) -> None:
-        if self._keeper and not self._keeper.stdout.closed:
-            with self._keeper:                              # which closes the pipes and waits
-                with suppress(BrokenPipeError):             # it was killed
-                    self._keeper.stdin.write(line)          # if we have forked, the child holds the pipe open too
+        if self._keeper and (pipes := self._pipes()):
+            with self._keeper:                              # on leaving, it closes the pipes and waits
+                with suppress(BrokenPipeError):             # the keeper was killed
+                    pipes[0].write(line)                    # needed if we have forked: the child holds the pipe open too
 
     def _start(self) -> None:
-        # A session of its own: Ctrl-C in the terminal is for us, and we may still be asking.
+        # In a session of its own, so that Ctrl-C in the terminal does not end it while we still send queries.
         self._keeper = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", bufsize=0,
                                         stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=(self._lock,))
         deadline = time.monotonic() + SECONDS_TO_START
@@ -152,29 +161,29 @@ class Server:
         raise DatabaseError(f"the private MariaDB did not start: {[*errors, 'its log names no error'][0]}")
 
 
-def _is_at_end(pipe: int, seconds: float) -> bool:
-    """Whether nobody holds the other end of the pipe any more, now or within so many seconds."""
-    ends = poll()                                           # to select(), a number beyond 1023 is an error
+def _is_at_end(pipe: IO[bytes], seconds: float) -> bool:
+    """Whether nobody holds the other end of the pipe, now or within so many seconds."""
+    ends = poll()                                           # select() fails for a file number above 1023
     ends.register(pipe, POLLIN)
     return bool(ends.poll(seconds * 1000))
 
 
 def _parent() -> Path:
-    """Memory-backed storage if there is ample room for the server's 60 MB, else the folder for temporary files; what servers
-    left in either is removed first, for it may be what takes the room."""
+    """Memory-backed storage if it has ample room for the server's 60 MB, otherwise the folder for temporary files. Files that
+    servers left behind in either are removed first: they may be what takes the room."""
     disk = Path(tempfile.gettempdir()).resolve()
-    for place in (MEMORY, disk):
+    for place in (MEMORY_FOLDER, disk):
         _sweep(place)
-    roomy = os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free >= 512 * 2**20
-    return MEMORY if roomy else disk
+    roomy = os.access(MEMORY_FOLDER, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY_FOLDER).free >= 512 * 2**20
+    return MEMORY_FOLDER if roomy else disk
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of servers that were killed together with their keepers and with whoever started them."""
+    """Remove the folders of servers that were killed together with their keeper and the program that started them."""
     for folder in parent.glob("minigrpo-*"):
         lock = folder / LOCK
-        with suppress(FileNotFoundError, PermissionError, BlockingIOError):     # gone meanwhile; another's; in use
-            if FOLDER.fullmatch(folder.name) and _is_ours(folder, stat.S_ISDIR) and _is_ours(lock, stat.S_ISREG):
+        with suppress(FileNotFoundError, PermissionError, BlockingIOError):     # gone meanwhile; someone else's; in use
+            if FOLDER_NAME.fullmatch(folder.name) and _is_ours(folder, stat.S_ISDIR) and _is_ours(lock, stat.S_ISREG):
                 if time.time() - lock.stat().st_mtime > SECONDS_TO_LOCK:
                     with lock.open() as file:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,13 +191,13 @@ def _sweep(parent: Path) -> None:
 
 
 def _is_ours(path: Path, kind: Callable[[int], bool]) -> bool:
-    """Whether it is of this kind, no link to one, and belongs to our user."""
+    """Whether the path itself, not what it links to, is of this kind and belongs to our user."""
     found = path.lstat()
     return kind(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _program(*names: str) -> str:
-    """The first of these that is on the PATH."""
+    """The first of these programs that is on the PATH."""
     for name in names:
         if path := shutil.which(name):
             return path

@@ -1,13 +1,13 @@
-"""What a query's text must be to be sent to MariaDB: what guard.py asks of every engine, and no function but the listed."""
+"""Checks of a query's text before it is sent to MariaDB: those of guard.py, and a list of permitted functions."""
 
 import re
 
 from minigrpo.task.sql.engines.guard import objection
 
-# What the server takes for one quoted text or name, under the sql_mode that mariadb.py sets.
+# One quoted text or name, as the server reads it under the sql_mode that mariadb.py sets.
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|`[^`]*(?:`|\Z)""", re.S)
 
-# Left out on purpose: what waits, reads files, locks, keeps state, tells of the server, or makes much of little.
+# Left out on purpose: functions that wait, read files, lock, keep state, describe the server, or make short texts long.
 FUNCTIONS = frozenset("""
     avg bit_and bit_or bit_xor count group_concat max median min std stddev stddev_pop stddev_samp sum var_pop var_samp
     variance cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank percentile_cont percentile_disc
@@ -25,22 +25,22 @@ FUNCTIONS = frozenset("""
     weekofyear year yearweek
     binary cast convert
 """.split())
-# Words that a bracket may follow without being called.
+# Words that a bracket may follow although they are no functions.
 PERMITTED = FUNCTIONS | frozenset("""
     all and any as between by distinct div else escape except exists from group having in index intersect is join key like
     limit not offset on or over partition regexp rlike row select some straight_join then union using values when where xor
     dec decimal datetime double fixed float integer nchar nvarchar numeric signed unsigned varbinary varchar
 """.split())
-# The standard's names for who is asking need no bracket to be called; quoted, each is a column's name.
-WORDS = re.compile(r"\b(?:into|current_role|current_user|session_user|system_user)\b")
-# A number that ends where it ends, whatever letters follow: 1.5INTO is two words, and so is \NINTO; but 1INTO is a name.
+# Standard SQL calls these without a bracket; they tell which account asks. In quotes, each is the name of a column.
+FORBIDDEN_WORD = re.compile(r"\b(?:into|current_role|current_user|session_user|system_user)\b")
+# A number, which may end right before a letter: 1.5INTO is two words, and so is \NINTO; but 1INTO is a name.
 NUMBER = re.compile(r"(?<![\w$])(?:[0-9]++\.[0-9]*+|\.[0-9]++|[0-9]++(?=e[-+]?[0-9]))(?:e[-+]?[0-9]++)?+|\\n")
 CALL = re.compile(r"(?:''|\b[\w$]++)(?=\s*+\()")
-WITH_TABLE = re.compile(r"(\b(?:with|recursive)\s|,)\s*(?:''|[\w$]+)\s*\([^()]*\)\s*as\s*\(")           # its columns named
+WITH_TABLE = re.compile(r"(\b(?:with|recursive)\s|,)\s*(?:''|[\w$]+)\s*\([^()]*\)\s*as\s*\(")          # with columns named
 
 
 def text_objection(sql: str) -> str:
-    """Why this text is not sent, or "".
+    """Why this text is not sent to MariaDB, or "".
 
     >>> text_objection("SELECT COUNT(*) FROM t"), text_objection("SELECT Sleep (9)"), text_objection("SELECT `sleep`(9)")
     ('', 'the function sleep is not permitted', 'a quoted function is not permitted')
@@ -48,10 +48,10 @@ def text_objection(sql: str) -> str:
     if reason := objection(sql, QUOTED):
         return reason
     lower = sql.lower()
-    if "information_schema" in lower or "performance_schema" in lower:      # no right is needed to read those
+    if "information_schema" in lower or "performance_schema" in lower:      # every account may read these
         return "the server's own tables are not permitted"
     bare = NUMBER.sub(r"\g<0> ", QUOTED.sub("''", lower))
-    if word := WORDS.search(bare):
+    if word := FORBIDDEN_WORD.search(bare):
         return f"{word[0].upper()} is not permitted"
     for called in CALL.findall(WITH_TABLE.sub(r"\1", bare) if "with" in bare else bare):
         if called not in PERMITTED:

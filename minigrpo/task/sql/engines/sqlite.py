@@ -1,16 +1,16 @@
-"""The contract of database.py on the SQLite that Python links: tables in memory, or a file, untrusted SELECTs in, Executions
-out.
+"""The contract of database.py on the SQLite that Python links: on tables in memory, or on a file that exists.
 
 Each worker slot has its own copy of every database it is asked for, or its own connection to the file, which it opens as
-immutable: queries run side by side and none sees another.
-Guards: `query_only`; an authorizer that permits reads of our tables and a list of functions; a clock; caps on lengths.
-One C function on long strings cannot be interrupted, so strings are short (`CELL_BYTES`) and calls few (`MAX_CALLS`).
-What only the text shows, sqlite_text.py sees. Sorts spill to unlinked temporary files, so memory stays flat.
+immutable. So queries run in parallel and do not affect each other.
 
-Text is compared as there, exactly but for trailing spaces (RTRIM). Known differences from MariaDB, so error rates are
-not comparable: table names ignore case; 7 / 2 is 3; || joins text; "x" is text only if no column is called x; YEAR, IF,
-LEFT and other functions of MariaDB are missing. CONCAT (NULL if any part is), CONCAT_WS, FLOOR, CEIL and CEILING (whole
-numbers) are ours on every version, and mean what they mean in MariaDB.
+Guards: ``query_only``; an authorizer that permits only reads of our tables and a list of functions; a time limit; limits on
+lengths. A single C function on long strings cannot be interrupted, so strings must be short (``MAX_CELL_BYTES``) and calls few
+(``MAX_CALLS``). sqlite_text.py checks what only the text shows. Sorts spill to unlinked temporary files, so memory stays flat.
+
+Text is compared as in MariaDB: exactly, except for trailing spaces (RTRIM). Other differences remain, so error rates of the
+two engines are not comparable. Here table names ignore case; 7 / 2 is 3; || joins text; "x" is text only if no column is
+called x; YEAR, IF, LEFT and other functions of MariaDB are missing. We define CONCAT (NULL if any part is NULL), CONCAT_WS,
+and FLOOR, CEIL and CEILING (to whole numbers) ourselves, on every version of SQLite, with the meaning they have in MariaDB.
 """
 
 import math
@@ -26,17 +26,25 @@ from threading import Lock
 
 from minigrpo.common.errors import UserError
 from minigrpo.common.messages import unknown
-from minigrpo.task.sql.engines.database import DatabaseError, Execution, Status, Tables, create_table
-from minigrpo.task.sql.engines.guard import BLANK, MAX_SQL, Caps
+from minigrpo.task.sql.engines.database import (
+    DEFAULT_LIMITS,
+    DatabaseError,
+    Execution,
+    Limits,
+    Status,
+    Tables,
+    create_table,
+)
+from minigrpo.task.sql.engines.guard import MAX_SQL_CHARACTERS, check_query, read_rows, too_large
 from minigrpo.task.sql.engines.introspect import SQLITE, read_tables
 from minigrpo.task.sql.engines.sqlite_text import named_twice, text_objection
 
-CELL_BYTES = 32_768         # of one value or one stored row: what a C function can be given
+MAX_CELL_BYTES = 32_768     # of one value or one stored row: the longest argument of a C function
 MAX_CALLS = 50              # of functions and LIKEs in a statement
-STEPS_PER_LOOK = 100        # of SQLite's virtual machine, between two looks at the clock
+STEPS_PER_CLOCK_CHECK = 100         # of SQLite's virtual machine
 
-LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: CELL_BYTES, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4 * MAX_SQL,      # in bytes
+SQLITE_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: MAX_CELL_BYTES, sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4 * MAX_SQL_CHARACTERS,       # in bytes
     sqlite3.SQLITE_LIMIT_COLUMN: 200, sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200, sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
     sqlite3.SQLITE_LIMIT_VDBE_OP: 25_000, sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 50, sqlite3.SQLITE_LIMIT_ATTACHED: 0,
     sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100, sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 0,
@@ -49,92 +57,81 @@ FUNCTIONS = frozenset("""
     abs ceil ceiling exp floor ln log log10 log2 mod pow power round sign sqrt trunc
     current_date current_time current_timestamp date datetime julianday strftime time unixepoch
 """.split())
-MESSAGES: tuple[tuple[str, Status], ...] = (        # how the message of SQLite's general error, number 1, begins
+STATUS_OF_MESSAGE: tuple[tuple[str, Status], ...] = (       # how the message of SQLite's general error, number 1, begins
     (r'near ".*": syntax error$|unrecognized token|incomplete input$|too many SQL variables|variable number', "syntax"),
     (r"no such column|cannot join using column", "unknown_column"),
     (r"no such table", "unknown_table"),
     (r"not authorized|vtable constructor failed|You can only execute one statement", "refused"),
 )
-CODES: dict[int, Status] = {
+STATUS_OF_CODE: dict[int, Status] = {
     sqlite3.SQLITE_AUTH: "refused", sqlite3.SQLITE_READONLY: "refused", sqlite3.SQLITE_INTERRUPT: "timeout",
     sqlite3.SQLITE_TOOBIG: "too_large", sqlite3.SQLITE_NOMEM: "too_large", sqlite3.SQLITE_FULL: "too_large",
 }
-BROKEN = {sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR,
-          sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISUSE}
+BROKEN_CODES = {sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR,
+                sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISUSE}
 
 
-def open_sqlite(databases: Mapping[str, Tables], *, time_limit: float = 0.25, max_rows: int = 1000,
-                max_bytes: int = 1_000_000, connections: int = 4) -> "SQLite":
-    """Load the databases, to be queried by up to ``connections`` threads at once.
-
-    A query gets ``time_limit`` seconds of the processor (waiting for other threads does not count) and may return
-    ``max_rows`` rows of ``max_bytes`` bytes in all (text in UTF-8, a number as 8, NULL as 0), a value ``CELL_BYTES``.
-    ``DatabaseError``: tables that cannot be loaded, or whose rows are longer than ``CELL_BYTES``.
-    """
-    images = {name: _image(name, tables) for name, tables in databases.items()}
-    return SQLite(images, time_limit, Caps(max_rows, max_bytes), connections)
+def open_sqlite(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMITS) -> "SQLite":
+    """Load the databases into memory. ``limits.time_limit`` is in seconds of the processor: waiting for other threads does not
+    count. One value may have ``MAX_CELL_BYTES``. ``DatabaseError``: tables that cannot be loaded, or a row that is longer."""
+    return SQLite({name: _image(name, tables) for name, tables in databases.items()}, limits)
 
 
-def open_files(folder: str | Path, names: Iterable[str], *, time_limit: float = 0.25, max_rows: int = 1000,
-               max_bytes: int = 1_000_000, connections: int = 4) -> tuple["SQLite", dict[str, Tables]]:
-    """The same on databases that exist, "shop" being ``folder``'s shop.sqlite; and what tables they have.
+def open_files(folder: str | Path, names: Iterable[str],
+               limits: Limits = DEFAULT_LIMITS) -> tuple["SQLite", dict[str, Tables]]:
+    """Open databases that exist, "shop" being ``folder``'s shop.sqlite; and return their tables.
 
-    Nothing that is run can change a file, nor may anyone else while it is open. A query that touches a value longer than
-    ``CELL_BYTES`` is ``too_large``. ``ValueError``: there is no such file; ``DatabaseError``: it cannot be read.
+    No query can change a file, and nobody else may change it while it is open. A query that reads a value longer than
+    ``MAX_CELL_BYTES`` is ``too_large``. ``UserError``: there is no such file; ``DatabaseError``: it cannot be read.
     """
     there = {file.stem: file for file in sorted(Path(folder).resolve().glob("*.sqlite"))}
     files = {}
     for name in names:
-        if name not in there:                               # no name leads out of the folder
+        if name not in there:                               # so that no name leads out of the folder
             raise UserError(f"{unknown('database', name, there)}: {folder} has "
                              f"{', '.join(file.name for file in there.values()) or 'no *.sqlite'}")
         files[name] = there[name]
     tables = {name: _tables(name, file) for name, file in files.items()}
-    return SQLite(files, time_limit, Caps(max_rows, max_bytes), connections), tables
+    return SQLite(files, limits), tables
 
 
 class SQLite:
-    """Implements ``Database``. A slot serves one thread at a time: database name → worker, made on first use."""
+    """Implements ``Database``. A slot serves one thread at a time: database name → worker, created on first use."""
 
-    def __init__(self, sources: Mapping[str, bytes | Path], time_limit: float, caps: Caps, connections: int) -> None:
-        """``sources``: a database's name → its image, or its file."""
-        if time_limit <= 0 or connections < 1:
-            raise UserError(f"expected time_limit > 0 and connections >= 1, got {time_limit} and {connections}")
-        self._sources, self._time_limit, self._caps, self._connections = sources, time_limit, caps, connections
+    def __init__(self, sources: Mapping[str, bytes | Path], limits: Limits) -> None:
+        """``sources``: database name → its image, or its file."""
+        self._sources, self._limits = sources, limits
         self._closed, self._closing = False, Lock()
         self._slots: LifoQueue[dict[str, _Worker]] = LifoQueue()
-        for _ in range(connections):
+        for _ in range(limits.connections):
             self._slots.put({})
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        """See ``Database.run``. Blocks while all slots are busy (not counted in ``seconds``)."""
-        if database_name not in self._sources:
-            raise UserError(f"unknown database {database_name!r}; known: {', '.join(sorted(self._sources))}")
-        if sql is None or not sql.strip(BLANK):
-            return Execution("no_sql")
-        if reason := text_objection(sql):
-            return Execution("refused", error=reason)
-        if name := named_twice(sql):
+        """See ``Database.run``. Waits while all slots are busy, which ``seconds`` does not count."""
+        checked = check_query(sql, database_name, self._sources, text_objection)
+        if isinstance(checked, Execution):
+            return checked
+        if name := named_twice(checked):
             return Execution("other", error=f"Not unique table/alias: {name!r}")
         slot = self._slots.get()
         try:
             if self._closed:
                 raise DatabaseError("SQLite is closed")
             if database_name not in slot:
-                slot[database_name] = _Worker(self._sources[database_name], self._time_limit, self._caps)
-            return slot[database_name].run(sql)
-        except sqlite3.Error as error:                      # in opening it: what a query meets, its worker has sorted out
+                slot[database_name] = _Worker(self._sources[database_name], self._limits)
+            return slot[database_name].run(checked)
+        except sqlite3.Error as error:                      # of opening it: the worker handles the errors of queries
             raise DatabaseError(f"SQLite cannot open {database_name!r} any more: {error}") from error
         finally:
             self._slots.put(slot)
 
     def close(self) -> None:
-        """Wait for the queries that run, then free all copies and files."""
+        """Wait for the queries that run, then release all copies and files."""
         with self._closing:
             if self._closed:
                 return
             self._closed = True
-            for slot in [self._slots.get() for _ in range(self._connections)]:
+            for slot in [self._slots.get() for _ in range(self._limits.connections)]:
                 for worker in slot.values():
                     worker.connection.close()
                 self._slots.put({})             # whoever waits for a slot gets the error
@@ -147,11 +144,10 @@ class SQLite:
 
 
 class _Worker:
-    """One connection to one copy of a database, or to a file; one query at a time."""
+    """One connection to one copy of a database, or to a file. It runs one query at a time."""
 
-    def __init__(self, source: bytes | Path, time_limit: float, caps: Caps) -> None:
-        self.time_limit, self.caps = time_limit, caps
-        self.deadline, self.calls = 0.0, 0
+    def __init__(self, source: bytes | Path, limits: Limits) -> None:
+        self.limits, self.deadline, self.calls = limits, 0.0, 0
         self.connection = _connect(source) if isinstance(source, Path) else _connect()
         if isinstance(source, bytes):
             self.connection.deserialize(source)
@@ -160,28 +156,26 @@ class _Worker:
         self.connection.execute("PRAGMA query_only = 1")
         self.connection.execute("PRAGMA temp_store = FILE")
         self.connection.set_authorizer(self._permit)
-        self.connection.set_progress_handler(lambda: time.thread_time() > self.deadline, STEPS_PER_LOOK)
+        self.connection.set_progress_handler(lambda: time.thread_time() > self.deadline, STEPS_PER_CLOCK_CHECK)
 
     def run(self, sql: str) -> Execution:
         start = time.perf_counter()
-        self.deadline, self.calls = time.thread_time() + self.time_limit, 0
+        self.deadline, self.calls = time.thread_time() + self.limits.time_limit, 0
         execution = self._query(sql)
         return replace(execution, seconds=time.perf_counter() - start)
 
     def _query(self, sql: str) -> Execution:
         try:
             with closing(self.connection.execute(sql)) as cursor:
-                columns, rows = tuple(column[0] for column in cursor.description), self.caps.read(cursor)
-        except MemoryError:                     # what Python makes of SQLITE_NOMEM
+                columns, rows = tuple(column[0] for column in cursor.description), read_rows(cursor, self.limits)
+        except MemoryError:                     # Python's exception for SQLITE_NOMEM
             return Execution("too_large", code=sqlite3.SQLITE_NOMEM, error="out of memory")
-        except sqlite3.Error as error:          # Python's own errors have no number
+        except sqlite3.Error as error:          # errors of Python's module have no number
             return Execution(_status(error), code=getattr(error, "sqlite_errorcode", None), error=str(error))
-        if rows is None:
-            return Execution("too_large", error=str(self.caps))
-        return Execution("ok", rows, columns)
+        return too_large(self.limits) if rows is None else Execution("ok", rows, columns)
 
     def _permit(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        """The authorizer: SQLite asks for each thing a statement would do. READ without a column: COUNT(*), a CTE."""
+        """The authorizer: SQLite asks it about each action of a statement. A READ without a column is COUNT(*) or a CTE."""
         if action == sqlite3.SQLITE_FUNCTION:
             self.calls += 1
             allowed = str(second).lower() in FUNCTIONS and self.calls <= MAX_CALLS
@@ -193,19 +187,19 @@ class _Worker:
 
 
 def _status(error: sqlite3.Error) -> Status:
-    """What kind of failure it was; raises ``DatabaseError`` if the statement is not to blame."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF          # the rest is detail
-    if code in BROKEN:
+    """The status of a query that failed; raises ``DatabaseError`` if the statement is not to blame."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF          # the other bits are detail
+    if code in BROKEN_CODES:
         raise DatabaseError(f"SQLite failed: {error} ({error.sqlite_errorname})") from error
-    by_message = (status for start, status in MESSAGES if re.match(start, str(error), re.S))
-    return CODES[code] if code in CODES else next(by_message, "other")
+    by_message = (status for start, status in STATUS_OF_MESSAGE if re.match(start, str(error), re.S))
+    return STATUS_OF_CODE[code] if code in STATUS_OF_CODE else next(by_message, "other")
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
 def _image(name: str, tables: Tables) -> bytes:
-    """The database as one string of bytes, all columns indexed (600 → 4,000 of the benchmark's queries a second)."""
+    """The database as bytes, with an index on every column (600 → 4,000 of the benchmark's queries a second)."""
     with closing(_connect()) as connection:
-        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, LIMITS[sqlite3.SQLITE_LIMIT_COLUMN])
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, SQLITE_LIMITS[sqlite3.SQLITE_LIMIT_COLUMN])
         try:
             connection.execute("BEGIN")
             for table in tables:
@@ -222,9 +216,9 @@ def _image(name: str, tables: Tables) -> bytes:
 
 
 def _tables(name: str, file: Path) -> Tables:
-    """What a file holds. The statements are ours, so that a value may be long; it is cut where it is read."""
+    """The tables of a file. The statements are our own, so values may be long; read_tables cuts them."""
     for beside in (file.with_name(file.name + end) for end in ("-wal", "-journal")):
-        if beside.is_file() and beside.stat().st_size:      # an immutable file is read without it
+        if beside.is_file() and beside.stat().st_size:      # SQLite reads an immutable file without it
             raise DatabaseError(f"{file} is not whole without {beside.name}: close what writes to it")
     try:
         with closing(_connect(file)) as connection:
@@ -236,13 +230,13 @@ def _tables(name: str, file: Path) -> Tables:
 
 
 def _connect(file: Path | None = None) -> sqlite3.Connection:
-    """To a file, else to an empty database in memory; with the limits that untrusted SQL gets."""
-    # An immutable file is never written to, nor locked, and no other is made beside it.
+    """Connect to a file, or to an empty database in memory, with the limits for untrusted SQL."""
+    # SQLite never writes to an immutable file, does not lock it, and creates no other file beside it.
     address = f"{file.as_uri()}?mode=ro&immutable=1" if file else ":memory:"
     connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, cached_statements=0)
-    for limit, value in LIMITS.items():
+    for limit, value in SQLITE_LIMITS.items():
         connection.setlimit(limit, value)
-    for function, arguments, implementation in OURS:
+    for function, arguments, implementation in OWN_FUNCTIONS:
         connection.create_function(function, arguments, implementation, deterministic=True)
     return connection
 
@@ -261,16 +255,16 @@ def _concat_ws(separator: object, *values: object) -> str | None:
 
 
 def _whole(rounding: Callable[[float], int]) -> Callable[[object], int | None]:
-    """FLOOR or CEIL to a whole number, as in MariaDB; NULL for what is no number or too large for one."""
+    """FLOOR or CEIL to a whole number, as in MariaDB. NULL for a value that is no number or is too large."""
     return lambda value: rounding(value) if isinstance(value, int | float) and abs(value) < 2**63 else None
 
 
 def _strip(strip: Callable[[str, str], str]) -> Callable[[object, object], str | None]:
-    """TRIM(text, characters). SQLite's own takes seconds on long arguments."""
+    """TRIM(text, characters). SQLite's own function takes seconds on long arguments."""
     return lambda text, characters: None if None in (text, characters) else strip(_text(text), _text(characters))
 
 
-OURS: tuple[tuple[str, int, Callable[..., str | int | None]], ...] = (
+OWN_FUNCTIONS: tuple[tuple[str, int, Callable[..., str | int | None]], ...] = (
     ("concat", -1, _concat), ("concat_ws", -1, _concat_ws),
     ("floor", 1, _whole(math.floor)), ("ceil", 1, _whole(math.ceil)), ("ceiling", 1, _whole(math.ceil)),
     ("trim", 2, _strip(str.strip)), ("ltrim", 2, _strip(str.lstrip)), ("rtrim", 2, _strip(str.rstrip)),

@@ -1,4 +1,4 @@
-"""athletes.py: gold SQL and answers, made separately, agree on two engines; who is asked about where; answers by hand."""
+"""athletes.py: gold SQL and separately computed answers agree on two engines; athletes of each split; answers by hand."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from minigrpo.task.sql.answer import render_answer, render_cell, score_answer, split_answer
-from minigrpo.task.sql.data.athletes import FIRST, KINDS, LAST, SECOND, Career, Medal, career, load_databases, load_questions
-from minigrpo.task.sql.data.temptabqa import Infobox, build_tables
-from minigrpo.task.sql.engines.database import Database, Execution, Tables, run_all
+from minigrpo.task.sql.data.athletes import DATASET, FIRST, KINDS, LAST, Career, Medal, career, load_databases, load_questions
+from minigrpo.task.sql.data.infobox import Infobox, build_tables
+from minigrpo.task.sql.engines.database import Database, Execution, Limits, Tables, run_all
 from minigrpo.task.sql.engines.mariadb import open_private
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 from minigrpo.task.sql.question import Question
@@ -24,7 +24,7 @@ SPLITS = ("train", "dev", "heldout", "counterfactual")
 LEVELS = Counter(kind.name.partition("/")[0] for kind in KINDS)
 KIND = {kind.name: kind for kind in KINDS}
 
-EACH_ENGINE = pytest.mark.parametrize("engine", ["on_sqlite", pytest.param("on_mariadb", marks=needs_mariadb)])
+EACH_ENGINE = pytest.mark.parametrize("engine", ["on_sqlite", pytest.param("on_mariadb", marks=[needs_mariadb, pytest.mark.slow])])
 
 Results = dict[tuple[str, str], Execution]
 
@@ -42,19 +42,19 @@ def databases() -> dict[str, Tables]:
 def run_gold(database: Database, questions: dict[str, list[Question]]) -> Results:
     """Every gold query on its question's own database and on the second one."""
     pairs = [(question.gold_sql, name) for asked in questions.values() for question in asked if question.gold_sql
-             for name in (question.database, SECOND)]
+             for name in (question.database, DATASET.second)]
     return dict(zip(pairs, run_all(database, pairs, 2)))
 
 
 @pytest.fixture(scope="module")
 def on_sqlite(questions, databases) -> Results:
-    with open_sqlite(databases, time_limit=30.0) as database:           # no clock decides here, however busy the machine is
+    with open_sqlite(databases, Limits(time_limit=30.0)) as database:           # no time limit, however busy the machine is
         return run_gold(database, questions)
 
 
 @pytest.fixture(scope="module")
 def on_mariadb(questions, databases) -> Results:
-    with open_private(databases, time_limit=30.0) as database:
+    with open_private(databases, Limits(time_limit=30.0)) as database:
         return run_gold(database, questions)
 
 
@@ -90,7 +90,7 @@ def born(tables: Tables) -> dict[str, tuple[int, ...]]:
 # -------------------------------------------------------------------------------------------- the gold SQL and the answer
 @EACH_ENGINE
 def test_gold_sql_gives_exactly_the_answer(questions, request, engine):
-    """Two ways to the same parts, each as often: the answers were never computed by SQL."""
+    """Two independent computations give the same parts equally often: the answers were not computed by SQL."""
     results = request.getfixturevalue(engine)
     for question in everyone(questions):
         if question.gold_sql:
@@ -101,6 +101,7 @@ def test_gold_sql_gives_exactly_the_answer(questions, request, engine):
             assert sorted(split_answer(output)) == sorted(split_answer(question.answer)), (question, output)
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_both_engines_give_the_same_set_of_rows(on_sqlite, on_mariadb):
     """Cells compared as answer text: an average is a float on one engine and a Decimal on the other."""
@@ -114,15 +115,15 @@ def test_both_engines_give_the_same_set_of_rows(on_sqlite, on_mariadb):
 def test_on_the_reshuffled_database_every_gold_query_runs_and_says_something(questions, request, engine):
     results = request.getfixturevalue(engine)
     for (sql, name), execution in results.items():
-        if name == SECOND:
+        if name == DATASET.second:
             assert execution.ok, (sql, execution)
             assert execution.rows and all(cell is not None for row in execution.rows for cell in row), (sql, execution)
 
 
 def test_gold_sql_mostly_gives_another_answer_on_the_reshuffled_database(questions, on_sqlite):
-    """What finds out SQL that is right by chance has to have other answers itself: most of them, in every split."""
+    """To reveal SQL that is right by chance, the second database must have other answers: most of them, in every split."""
     for asked in questions.values():
-        moved = [not score_answer(question.answer, render_answer(on_sqlite[question.gold_sql, SECOND].rows)).strict
+        moved = [not score_answer(question.answer, render_answer(on_sqlite[question.gold_sql, DATASET.second].rows)).strict
                  for question in asked if question.gold_sql]
         assert sum(moved) > len(moved) / 2
 
@@ -170,7 +171,7 @@ def test_no_athlete_is_in_two_of_train_dev_and_heldout(questions, databases):
 
 
 def test_every_name_of_dev_and_heldout_is_known_from_gold_sql_of_train(questions):
-    """A model can only write a name that it has been shown: not the pair, but each half of it."""
+    """A model can only write names that it has seen: not each pair, but each first and each last name."""
     shown = [athlete(question).split() for question in questions["train"] if question.gold_sql]
     for question in questions["dev"] + questions["heldout"]:
         first, last = athlete(question).split()
@@ -200,7 +201,7 @@ def test_all_braces_are_filled_and_each_wording_is_used_in_every_split(questions
 def test_an_unknown_split_is_one_sentence():
     known = "the made-up athletes have train, dev, heldout, counterfactual"
     for split, sentence in [("held-out", f"unknown split 'held-out' (did you mean 'heldout'?): {known}"),
-                            ("zzz", f"unknown split 'zzz': {known}"), (SECOND, f"unknown split '{SECOND}': {known}")]:
+                            ("zzz", f"unknown split 'zzz': {known}"), (DATASET.second, f"unknown split '{DATASET.second}': {known}")]:
         with pytest.raises(ValueError) as caught:
             load_questions(split)
         assert str(caught.value) == sentence
@@ -228,13 +229,13 @@ def test_counterfactual_athletes_took_part_in_the_same_and_won_something_else(da
 
 
 def test_reshuffled_everyone_has_somebody_elses_career(databases):
-    """The careers, birth date and all, are the same as before, and nobody keeps their own."""
+    """The careers, birth dates included, are the same as in "original", and nobody keeps their own."""
     careers = {name: {athlete: (tuple(born(databases[name])[athlete]), tuple(medals)) for athlete, medals in
-                      medals_of(databases[name]).items()} for name in ("original", SECOND)}
-    assert careers["original"].keys() == careers[SECOND].keys()
-    assert Counter(careers["original"].values()) == Counter(careers[SECOND].values())
-    assert not [name for name, whole in careers["original"].items() if careers[SECOND][name] == whole]
-    assert not [name for name, (_, medals) in careers["original"].items() if careers[SECOND][name][1] == medals]
+                      medals_of(databases[name]).items()} for name in ("original", DATASET.second)}
+    assert careers["original"].keys() == careers[DATASET.second].keys()
+    assert Counter(careers["original"].values()) == Counter(careers[DATASET.second].values())
+    assert not [name for name, whole in careers["original"].items() if careers[DATASET.second][name] == whole]
+    assert not [name for name, (_, medals) in careers["original"].items() if careers[DATASET.second][name][1] == medals]
 
 
 # ------------------------------------------------------------------------------------------------------ the same everywhere
@@ -245,6 +246,7 @@ print(hashlib.sha256(repr([load_databases()] + [load_questions(split) for split 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_hash_differently_make_the_same():
     digests = [subprocess.run([sys.executable, "-c", DIGEST], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}, check=True,
                               capture_output=True, text=True).stdout for seed in ("1", "2")]
@@ -324,7 +326,7 @@ def test_answers_by_hand(name, box, slots, expected):
 
 
 def test_gold_sql_gives_the_answers_by_hand_too():
-    with open_sqlite({"made": build_tables([ANN, BEN, CAL])}, time_limit=30.0) as database:
+    with open_sqlite({"made": build_tables([ANN, BEN, CAL])}, Limits(time_limit=30.0)) as database:
         for name, box, slots, expected in CASES:
             if expected:
                 execution = database.run(KIND[name].sql.format(athlete=box.athlete, **slots), "made")
@@ -339,7 +341,7 @@ def test_a_career_is_the_infobox_medal_by_medal():
 
 @pytest.mark.parametrize("name, box, slots, expected", CASES)
 def test_the_order_of_the_medals_changes_no_answer(name, box, slots, expected):
-    """Rows have no order: what depended on it would be no answer."""
+    """Rows have no order, so no answer may depend on it."""
     backwards = Career(career(box).born, career(box).medals[::-1])
     assert sorted(KIND[name].answer(backwards, slots)) == sorted(expected)
 

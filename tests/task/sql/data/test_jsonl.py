@@ -1,4 +1,4 @@
-"""A user's own questions: what a line becomes, and one sentence, with file and line, for every way it can be wrong."""
+"""jsonl.py: what a line becomes, and one sentence with file and line for every mistake in it."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ GOOD = {"question": "How many?", "answer": 2, "database": "shop"}
 
 
 def write(folder: Path, *records: object, split: str = "train") -> Path:
-    """A record that is no bytes is written as JSON."""
+    """Writes a file of records; a record that is not bytes is written as JSON."""
     lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
     (folder / f"{split}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return folder
@@ -48,14 +48,14 @@ def test_an_answer_is_what_the_right_cells_are_as_text(tmp_path, answer, text):
 @settings(deadline=None)
 @given(st.lists(st.text("ab ,", min_size=1), min_size=1).filter(lambda parts: any(part.strip(" ,") for part in parts)))
 def test_a_list_is_right_in_any_order(tmp_path_factory, parts):
-    """The order in which a query gives the rows is nobody's affair."""
+    """The order of a query's rows does not matter."""
     folder = write(tmp_path_factory.mktemp("q"), GOOD | {"answer": parts}, GOOD | {"answer": parts[::-1]})
     one, other = load_questions(folder, "train")
     assert score_answer(one.answer, other.answer).strict == 1
 
 
 def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path):
-    """Bytes of U+2028 and U+0085, which str.splitlines() takes for line ends; and lines that end in \\r\\n."""
+    """U+2028 and U+0085, at which str.splitlines() would split, are kept; and lines may end in \\r\\n."""
     odd = "one\u2028two\x85three"
     first = json.dumps(GOOD | {"question": odd}, ensure_ascii=False).encode()
     write(tmp_path, first + b"\r", json.dumps(GOOD).encode() + b"\r")

@@ -1,24 +1,25 @@
-"""The renamed database: nothing but names differs, and no name is left."""
+"""renamed.py: only the names differ, and no old name is left."""
 
 import re
 
 import pytest
 
-from minigrpo.task.sql.data import athletes, temptabqa
-from minigrpo.task.sql.data.renamed import NAMES, RENAMED, ask_renamed, rename_tables
+from minigrpo.task.sql.data import athletes, infobox
+from minigrpo.task.sql.data.dataset import Dataset
+from minigrpo.task.sql.data.renamed import NAMES, RENAMED, ask_renamed, rename_tables, with_renamed
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 
 TABLES = athletes.load_databases()["original"]
 
 
 def test_every_name_of_the_schema_has_another_and_no_two_the_same():
-    names = {*temptabqa.SCHEMA, *(column.name for columns in temptabqa.SCHEMA.values() for column in columns)}
+    names = {*infobox.SCHEMA, *(column.name for columns in infobox.SCHEMA.values() for column in columns)}
     assert set(NAMES) == names and len(set(NAMES.values())) == len(names)
     assert not {name.lower() for name in NAMES.values()} & {name.lower() for name in names}
 
 
 def test_gold_sql_in_the_other_names_gives_the_same_rows():
-    """Its names put into others word by word, outside quotes; what is in quotes is a value. The old names mean nothing."""
+    """Each name outside quotes is replaced word by word; quotes enclose values. Queries with the old names fail."""
     questions = athletes.load_questions("heldout")
     with open_sqlite({"original": TABLES, RENAMED: rename_tables(TABLES)}) as database:
         for question in questions[:60]:
@@ -44,3 +45,17 @@ def test_keys_point_where_they_did():
                                                                                                         "discipline_no")
     with pytest.raises(KeyError):
         rename_tables(rename_tables(TABLES))
+
+
+def test_a_data_set_gets_one_more_split_and_one_more_database():
+    """"renamed" has the questions of the split ``asked``. Other splits stay. Without "original" there is no database to rename."""
+    asked = athletes.load_questions("dev")
+    tables = {"original": TABLES, "other": ()}
+    dataset = with_renamed(Dataset(load=lambda path, split, gold_sql: asked if split == "dev" else [],
+                                   has_split=lambda path, split: split == "dev", test_splits=lambda path, train: ["dev"],
+                                   tables=lambda path: tables), asked="dev")
+    assert dataset.load("", RENAMED, "") == ask_renamed(asked) and dataset.load("", "dev", "") == asked
+    assert [dataset.has_split("", split) for split in ("dev", RENAMED, "train")] == [True, True, False]
+    assert dataset.tables("") == tables | {RENAMED: rename_tables(TABLES)} and list(tables) == ["original", "other"]
+    del tables["original"]
+    assert list(dataset.tables("")) == ["other"] == list(with_renamed(dataset, asked="dev").tables(""))

@@ -1,28 +1,16 @@
-"""The benchmark's loader: a hand-made tree with every oddity, broken files, the real benchmark where it is present."""
+"""temptabqa.py on a hand-made folder with every oddity, on broken files, and on the real benchmark where it is present."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from minigrpo.task.sql.data.temptabqa import NO_CONTEXT, SPLITS, load_databases, load_questions, parse_context
+from minigrpo.task.sql.data.temptabqa import NO_CONTEXT, SPLITS, load_databases, load_questions
 from minigrpo.task.sql.engines.database import Table
-from tests.paths import MINI, ROOT
+from tests.paths import MINI
+from tests.temptabqa import BENCHMARK, needs_benchmark
 
 HEADER = "Questions\tAnswers\tContext\tTypes\n"
-
-
-def find_benchmark() -> Path | None:
-    """The real benchmark: MINIGRPO_TEMPTABQA, else the repository's data/TEMPTABQA-C or ../shared/temptabqa_c."""
-    named = os.environ.get("MINIGRPO_TEMPTABQA")
-    root = ROOT
-    places = [Path(named)] if named else [root / "data" / "TEMPTABQA-C", root.parent / "shared" / "temptabqa_c"]
-    return next((place for place in places if place.is_dir()), None)
-
-
-BENCHMARK = find_benchmark()
-needs_benchmark = pytest.mark.skipif(BENCHMARK is None, reason="the benchmark is not here (set MINIGRPO_TEMPTABQA)")
 
 
 def counts(tables: tuple[Table, ...]) -> dict[str, int]:
@@ -34,7 +22,7 @@ def rows(tables: tuple[Table, ...], name: str) -> tuple[tuple[object, ...], ...]
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:      # a copy of the hand-made tree that a test may spoil
+def tree(tmp_path: Path) -> Path:      # a copy of the hand-made folder that a test may change
     return Path(shutil.copytree(MINI, tmp_path / "benchmark"))
 
 
@@ -184,41 +172,18 @@ def test_two_contexts_for_one_athlete_are_refused(tree: Path) -> None:
         load_databases(tree)
 
 
-BOX = "Ann\n\nCountry Representing: FIJ\nGames\n"
-
-
-@pytest.mark.parametrize(("context", "line", "got"), [
-    ("", 1, "''"),
-    ("Ann\nLake Games\n", 2, "'Lake Games'"),                                         # outside any section
-    ("Ann\n\nCountry Representing: FIJ\nTeam\tMedalGold | 2012 | Suva\n", 4, "'Team"),  # a format without a tournament
-    (BOX + "Team\n", 5, "'Team'"),                                                    # a format without a tab
-    (BOX + "Team\tMedalTin | 2012 | Suva\n", 5, "'MedalTin"),
-    (BOX + "Team\tMedalGold | 2012 | Suva, MedalTin | 2012 | Suva\n", 5, "'MedalTin"),
-    (BOX + "Team\tMedalGold | soon | Suva\n", 5, "'MedalGold"),
-    (BOX + "Team\tMedalGold | 2012 | Suva | Lae\n", 5, "'MedalGold"),
-    (BOX + "Team\tMedalGold | 2012\n", 5, "'MedalGold"),
-    ("Ann\n\nPersonal Information\nBirth Date\nin spring\t\n", 5, "'in spring"),
-    ("Ann\n\nPersonal Information\nBirth Date\n1990-1-1\t\n1991-1-1\t\n", 6, "'1991"),
-    ("Ann\n\nPersonal Information\nGames\nTeam\tMedalGold | 2012 | Suva\n", 5, "'Team"),       # medals of no country
-])
-def test_what_is_not_understood_is_refused_with_its_line(tree: Path, context: str, line: int, got: str) -> None:
-    with pytest.raises(ValueError, match=f"^line {line} of the context: expected .*, got .*{got[1:5]}"):
-        parse_context(context)
-    if context:
-        (tree / SPLITS["large"]).write_text(HEADER + f'q\ta\t{NO_CONTEXT}\t1\nq\ta\t"{context}"\t1\n', encoding="utf-8")
-        with pytest.raises(ValueError, match=rf"Original_Large_Table\.tsv, record 1, line {line} of the context"):
-            load_databases(tree)
-
-
-def test_an_odd_separator_inside_a_name_ends_no_line() -> None:
-    box = parse_context(BOX.replace("Games", "Ga\u2028mes\x85") + "Team\t")
-    assert box.tournaments == (("Ga\u2028mes\x85", (("Team", ()),)),)
+def test_a_context_that_is_not_understood_is_named_with_its_file_and_record(tree: Path) -> None:
+    """Record 0 has no context, which is no error; record 1 has a format without a tab in its fifth line."""
+    context = "Ann\n\nCountry Representing: FIJ\nGames\nTeam\n"
+    (tree / SPLITS["large"]).write_text(HEADER + f'q\ta\t{NO_CONTEXT}\t1\nq\ta\t"{context}"\t1\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"Original_Large_Table\.tsv, record 1, line 5 of the context: expected .*, got 'Team'"):
+        load_databases(tree)
 
 
 # --------------------------------------------------------------------------------------------------- the real benchmark
 @needs_benchmark
 def test_the_real_splits_have_the_published_sizes() -> None:
-    # BENCHMARK: counted records of each published file. A development copy lacks large, medium and hard.
+    # Counted records of each published file. A development copy lacks large, medium and hard.
     sizes = {"train": 2961, "dev": 282, "original": 578, "counterfactual": 699, "small": 855, "large": 538, "easy": 732,
              "medium": 507, "hard": 719}
     for split in (split for split in SPLITS if (BENCHMARK / SPLITS[split]).is_file()):

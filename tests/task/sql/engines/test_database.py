@@ -1,19 +1,23 @@
-"""The contract itself: what a table is called, what running many at once promises."""
+"""The database contract: CREATE TABLE statements, executions, running many queries at once, remembered results."""
 
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from minigrpo.common.errors import UserError
 from minigrpo.task.sql.engines.database import (
     STATUSES,
     Column,
     Execution,
+    Limits,
     MockDatabase,
     Remembered,
     Table,
+    _memory,
     create_table,
     run_all,
     table_lines,
@@ -23,7 +27,7 @@ PET = Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id"))
 
 
 class Recorder:
-    """Answers with what it was asked; remembers it; notes how many ran at once. Later queries finish first."""
+    """Returns the query as its row, and records all queries and how many ran at once. Later queries finish first."""
 
     def __init__(self, pause: float = 0.0) -> None:
         self.asked: list[tuple[str | None, str]] = []
@@ -81,7 +85,7 @@ def test_a_type_that_the_engine_does_not_respell_stays_as_declared():
 
 @pytest.mark.parametrize("key, place_in_key", [((), {}), ((1,), {"owner": 1}), ((2, 0), {"name": 1, "id": 2})])
 def test_create_table_has_the_key_that_the_table_has(key, place_in_key):
-    """None, one that is not the first column, and one of two columns, "name" before "id": as SQLite reads it back."""
+    """No key, a key that is not the first column, and a key of two columns, "name" before "id": as SQLite reads them back."""
     connection = sqlite3.connect(":memory:")
     connection.execute(create_table(replace(PET, key=key), {}))
     columns = connection.execute("PRAGMA table_info(Pet)").fetchall()
@@ -90,7 +94,7 @@ def test_create_table_has_the_key_that_the_table_has(key, place_in_key):
 
 
 def test_a_column_has_its_own_line():
-    """Also where its name holds a line break; the key of several columns comes after all of them."""
+    """Also if its name contains a line break. A key of several columns comes after all columns."""
     table = Table("T", (Column("`a\nb`", "INT"), Column("c", "INT")), (), key=(0, 1))
     assert table_lines(table, {}) == ["CREATE TABLE T (", "  `a\nb` INT,", "  c INT,", "  PRIMARY KEY (`a\nb`, c)", ")"]
 
@@ -178,3 +182,43 @@ def test_a_failure_of_the_machinery_is_not_remembered():
     with pytest.raises(RuntimeError, match="no machine"):
         remembered.run("SELECT 1", "d")
     assert remembered.known == {}
+
+
+class Wide(Recorder):
+    """Each result is a text of 10,000 characters, which takes 10,000 bytes and some hundred more."""
+
+    def run(self, sql: str | None, database_name: str) -> Execution:
+        super().run(sql, database_name)
+        return Execution("ok", rows=(("x" * 10_000,),))
+
+
+def test_what_is_remembered_is_bounded_and_the_least_recently_used_is_forgotten_first():
+    """There is room for three results. "a" is asked again before "d" comes, so "d" takes the place of "b"."""
+    wide = Wide()
+    remembered = Remembered(wide, max_bytes=35_000)
+    for sql in "abcadab":
+        assert remembered.run(sql, "x").ok
+    assert [sql for sql, _ in wide.asked] == ["a", "b", "c", "d", "b"]
+    assert [sql for sql, _ in remembered.known] == ["d", "a", "b"]
+
+
+def test_a_result_that_is_larger_than_all_room_is_returned_and_not_kept():
+    wide = Wide()
+    remembered = Remembered(wide, max_bytes=5_000)
+    assert [remembered.run("a", "x").rows[0][0] for _ in range(2)] == ["x" * 10_000] * 2
+    assert len(wide.asked) == 2 and not remembered.known
+
+
+def test_many_threads_share_what_is_remembered():
+    """Eight threads ask for twenty results, with room for three: each query gets its own result, and the bound holds."""
+    remembered = Remembered(Recorder(), max_bytes=3 * 600)
+    queries = [(f"SELECT {i * j % 20}", "d") for i in range(20) for j in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        assert [execution.rows[0] for execution in pool.map(lambda query: remembered.run(*query), queries)] == queries
+    assert remembered._bytes == sum(_memory(*kept) for kept in remembered.known.items()) <= 3 * 600 and remembered.known
+
+
+@pytest.mark.parametrize("wrong", [{"time_limit": 0.0}, {"time_limit": -1.0}, {"connections": 0}])
+def test_limits_that_are_none_are_refused(wrong):
+    with pytest.raises(UserError, match="^expected time_limit > 0 and connections >= 1, got "):
+        Limits(**wrong)

@@ -21,11 +21,10 @@ from minigrpo.task.sql.engines.mariadb_text import QUOTED, text_objection
 from minigrpo.task.sql.engines.sqlite import SQLite
 from tests.hostile import FAMILIES, FILE, HONEST, HONEST_ROWS, TIME_LIMIT, Family, cases, held, open_engine, run_cases, run_one
 from tests.mariadb_server import skip_without_mariadb
-from tests.paths import ROOT
 from tests.processes import eventually
+from tests.temptabqa import BENCHMARK, WITH_GOLD
 
-BUSY = 2.0              # seconds that a busy machine may add: a hang would show
-GOLD = [Path(os.environ.get("MINIGRPO_TEMPTABQA", ROOT / "data/TEMPTABQA-C")), ROOT.parent / "shared/temptabqa_c"]
+BUSY = 2.0              # seconds that a busy machine may add; a query that hangs takes longer
 
 
 @pytest.fixture(scope="module", params=["mariadb", "sqlite"])
@@ -37,6 +36,8 @@ def engine(request) -> str:
 
 @pytest.fixture(scope="module")
 def database(engine: str) -> Iterator[Database]:
+    gc.collect()
+    gc.freeze()                                             # what is there stays: state() need not look through it
     with open_engine(engine, 1) as opened:
         assert opened.run(HONEST, "games").rows == HONEST_ROWS
         yield opened
@@ -54,7 +55,7 @@ mariadb = pytest.fixture(server)
 
 # ---------------------------------------------------------------------------------------------------- what there is to harm
 def state(database: Database) -> dict[str, object]:
-    """Everything outside a query that a query could change."""
+    """Everything that a query could change outside itself."""
     seen: dict[str, object] = {"files": os.path.exists(FILE), "threads": threading.active_count()}
     if isinstance(database, SQLite):
         (slot,) = database._slots.queue
@@ -85,7 +86,7 @@ def state(database: Database) -> dict[str, object]:
 
 
 def session(database: MariaDB) -> tuple:
-    """What the next query finds in its session: settings, variables, locks, the database, a temporary table."""
+    """The session that the next query finds: settings, variables, locks, the database, temporary tables."""
     (slot,) = database._slots.queue
     connection = slot["games"] if slot.get("games") and slot["games"].open else database._readers["games"].connect()
     execution = database._attempt(database._readers["games"], connection, (
@@ -107,13 +108,13 @@ def harmless(database: Database, family: Family, statuses: list[str] | None) -> 
         assert database.run(HONEST, "games").rows == HONEST_ROWS, sql[:300]
         if isinstance(database, MariaDB):
             assert session(database) == fresh, sql[:300]
-    assert median(seconds) < TIME_LIMIT + 0.5                   # what is promised; one by one, a busy machine adds to it
+    assert median(seconds) < TIME_LIMIT + 0.5                   # the documented limit; a busy machine delays single queries further
     assert state(database) == before
 
 
 # --------------------------------------------------------------------------------------------------------- all layers at once
 def patient(family: Family) -> bool:
-    """Whether it takes its time: queries that only their limit ends."""
+    """Whether only the time limit ends its queries."""
     return any("timeout" in family.expected(engine) for engine in ("mariadb", "sqlite"))
 
 
@@ -131,7 +132,7 @@ def test_they_are_many(engine: str) -> None:
 
 @pytest.mark.slow
 def test_sixteen_at_once(engine: str) -> None:
-    """What is stopped by a limit may be stopped by another where sixteen share a processor; what was refused still is."""
+    """With sixteen queries on one processor, another limit may stop a query than alone; refused queries are still refused."""
     with open_engine(engine, 16) as database:
         for outcomes, _client, highest in run_cases(database, engine, 16):
             for outcome in outcomes:
@@ -148,6 +149,7 @@ HEAVY = {"not text", "wide rows", "one huge cell", "one huge cell, SQLite", "rec
          "text padded or joined without end", "sorts that spill wide rows"}
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(database: Database, engine: str) -> None:
     """The client keeps what is read of a result, a megabyte and a row at most, and copies of 10 MB of text while it looks at
     them; a session of the server may hold 64 MiB and a temporary table 8, beside the 80 of the server itself, and its allocator keeps
@@ -159,7 +161,7 @@ def test_memory_is_bounded(database: Database, engine: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- layers alone
-# What the look at the text does not see: rights to tables, and FOR UPDATE, which a session that only reads refuses.
+# What the text checks do not see: rights to tables, and FOR UPDATE, which a read-only session refuses.
 NOT_OF_THE_TEXT = {"locks on rows", "other databases' tables"}
 
 
@@ -175,14 +177,14 @@ SELECTS = {"named locks", "files", "waits", "what tells of the server", "the ser
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.name in SELECTS], ids=str)
 def test_the_look_that_all_engines_share_does_not_see_what_a_select_calls(family: Family) -> None:
-    """So that it is mariadb_text.py alone that says no to these above."""
+    """So that only mariadb_text.py refuses the ones above."""
     assert [sql for sql in family.queries if objection(sql, QUOTED)] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.mariadb and family.name != "not text"], ids=str)
 def test_without_the_look_at_the_text_it_does_no_harm_either(mariadb_unguarded: MariaDB, family: Family) -> None:
-    """Rights, a session that only reads, its limits, the caps and the watch hold alone. Only the status may differ."""
+    """Rights, a read-only session, its limits, the limits on rows and the time limit hold without the text checks. Only the status may differ."""
     with suppress(FileNotFoundError):
         os.remove(FILE)
     harmless(mariadb_unguarded, family, None)
@@ -198,7 +200,7 @@ def mariadb_unguarded(unguarded_server: MariaDB, monkeypatch) -> MariaDB:
 
 
 def test_as_root_the_text_and_the_session_still_hold(mariadb: MariaDB) -> None:
-    """An account that may do everything: only other databases' tables can be read then, and nothing is changed."""
+    """An account with all rights: then other databases' tables can be read, but still nothing is changed."""
     mariadb._readers = {name: replace(reader, user="root", password="") for name, reader in mariadb._readers.items()}
     for family in FAMILIES:
         if family.mariadb.startswith("refused") or family.mariadb == "syntax":
@@ -210,10 +212,11 @@ def test_as_root_the_text_and_the_session_still_hold(mariadb: MariaDB) -> None:
 
 # ------------------------------------------------------------------------------------------------------ and honest queries
 def test_no_honest_query_is_refused() -> None:
-    """The gold SQL of the embedded task, and of the benchmark where it is present."""
+    """The gold SQL of the made-up athletes, and of the benchmark where it is present."""
     known = [question.gold_sql for split in ("train", "heldout") for question in athletes.load_questions(split)]
     honest = [sql for sql in known if sql]
-    for file in [folder / "gold_sql.jsonl" for folder in GOLD if (folder / "gold_sql.jsonl").is_file()]:
-        honest += [sql for line in file.read_text(encoding="utf-8").splitlines() if (sql := json.loads(line)["sql"])]
+    if WITH_GOLD:
+        lines = (BENCHMARK / "gold_sql.jsonl").read_text(encoding="utf-8").splitlines()
+        honest += [sql for line in lines if (sql := json.loads(line)["sql"])]
     assert len(honest) > 100
     assert [sql for sql in honest if text_objection(sql)] == []

@@ -1,4 +1,4 @@
-"""What is read off a catalogue, on both engines: tables as they were declared, names that run, samples that are values."""
+"""introspect.py on both engines: tables are read as declared, names work in SQL, samples are real values."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def read(request) -> Read:
 
 
 def test_tables_as_declared(read):
-    """Types, a key of two columns in its own order, a link of two columns, a table without a key, a column without values."""
+    """Types, a key of two columns in its own order, a foreign key of two columns, a table without a key, a column without values."""
     tables = {table.name: table for table in read(
         "CREATE TABLE seat (hall INT NOT NULL, place CHAR(3) NOT NULL, price DECIMAL(8,2), PRIMARY KEY (place, hall))",
         "CREATE TABLE ticket (code CHAR(3), ticket_id INT PRIMARY KEY, hall INT, FOREIGN KEY (code, hall) "
@@ -76,7 +76,7 @@ AWKWARD = ["order", "select", "Key", "values", "two words", "semi;colon", "quo`t
 
 
 def test_names_run_as_the_schema_spells_them(read):
-    """Each as the name of a table, of a column and of what a link points to; in a prompt they stand the same way."""
+    """Each as the name of a table, of a column and of a foreign key's target; the prompt shows them in the same form."""
     quoted = ["`" + name.replace("`", "``") + "`" for name in AWKWARD]
     statements = [f"CREATE TABLE {name} ({name} INT PRIMARY KEY, up INT, FOREIGN KEY (up) REFERENCES {name}({name}))"
                   for name in quoted]
@@ -88,7 +88,7 @@ def test_names_run_as_the_schema_spells_them(read):
         assert key.name == table.name and up.references == (table.name, table.name)
         assert f"CREATE TABLE {table.name} (\n  {table.name} " in plain and f"REFERENCES {table.name}({table.name})" in plain
         assert f"{table.name}({table.name}, up)" in compact
-    # What a model would copy is what this runs: every table and column once more, from the schema's own spelling.
+    # A model copies names from the schema, so this runs every table and column as the schema writes them.
     again = read(*statements, *(f"INSERT INTO {table.name} SELECT 1, {table.name}.{table.name} FROM {table.name} WHERE 1 = 0"
                                 for table in tables))
     assert again == tables
@@ -96,7 +96,7 @@ def test_names_run_as_the_schema_spells_them(read):
 
 
 def test_plain_names_stay_plain(read):
-    """None of the benchmark's words is reserved: a quote would be a token that no answer needs."""
+    """None of the benchmark's names is reserved: quotes would cost tokens that no answer needs."""
     (table,) = read("CREATE TABLE Medal (medal_id INT PRIMARY KEY, type INT, year INT, format INT, name INT, location INT)")
     assert [table.name, *(column.name for column in table.columns)] == [
         "Medal", "medal_id", "type", "year", "format", "name", "location"]
@@ -117,7 +117,7 @@ def test_a_thousand_rows_are_complete_and_one_more_is_not(read):
 
 
 def test_of_a_long_value_comes_no_more_than_a_prompt_could_show(read):
-    """Of 10,000 signs or bytes 100: with quotes too long, so that what is cut is never shown as if it were whole."""
+    """Only 100 of 10,000 characters or bytes are read. With quotes they are too long to be shown, so no prompt shows a cut value."""
     (table,) = read("CREATE TABLE t (i INT, words TEXT, bytes BLOB)",
                     f"INSERT INTO t VALUES (7, '{'é' * 10_000}', x'{'00' * 10_000}')")
     assert table.rows == ((7, "é" * 100, b"\0" * 100),)
@@ -125,7 +125,7 @@ def test_of_a_long_value_comes_no_more_than_a_prompt_could_show(read):
 
 
 def test_values_keep_their_kind(read):
-    """A number stays one though text is cut; a date is a text in the prompt."""
+    """Numbers stay numbers although texts are cut; a date is a text in the prompt."""
     (table,) = read("CREATE TABLE t (i BIGINT, f DOUBLE, d DATE, e DECIMAL(6,3))",
                     "INSERT INTO t VALUES (12345678901, 0.5, '2023-01-10', 1.250)")
     assert schema_text("compact", [table], 3) == "t(i (12345678901), f (0.5), d ('2023-01-10'), e (1.25))"
@@ -136,9 +136,9 @@ def test_a_database_without_tables_is_one_sentence(read):
         read()
 
 
-# ------------------------------------------------------------------------------------------------- what one engine has alone
+# ---------------------------------------------------------------------------------------------------- on one engine only
 def test_links_of_sqlite_that_name_no_column_or_no_table():
-    """To the key of a table spelled in another case; to one that is not there; to one that has no key."""
+    """Links to the key of a table written in another case, to a missing table, and to a table without a key."""
     _, loose, pet = sqlite_reader()(
         "CREATE TABLE Owner (a INT, b INT, PRIMARY KEY (b, a))", "CREATE TABLE Loose (a INT)",
         "CREATE TABLE Pet (x INT, y INT, lost REFERENCES nowhere(id), loose REFERENCES Loose, "
@@ -155,7 +155,7 @@ def test_columns_of_sqlite_that_are_computed_or_have_no_type():
 
 
 def test_an_enumeration_and_a_sequence_of_mariadb(mariadb_cursor):
-    """The first is text, the second no table."""
+    """The first is read as text, the second is no table."""
     def query(sql: str) -> tuple:
         mariadb_cursor.execute(sql)
         return mariadb_cursor.fetchall()
@@ -168,7 +168,7 @@ def test_an_enumeration_and_a_sequence_of_mariadb(mariadb_cursor):
 
 
 def test_every_word_that_mariadb_knows_can_be_a_column(mariadb_cursor):
-    """As the schema spells it; some 250 of 700 are reserved, and the rest needs no quotes."""
+    """In the form that the schema shows. Some 250 of 700 words are reserved; the others need no quotes."""
     def query(sql: str) -> tuple:
         mariadb_cursor.execute(sql)
         return mariadb_cursor.fetchall()

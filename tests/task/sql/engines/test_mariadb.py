@@ -16,7 +16,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from minigrpo.task.sql.engines.database import STATUSES, DatabaseError, Execution, run_all
+from minigrpo.task.sql.engines.database import DEFAULT_LIMITS, STATUSES, DatabaseError, Execution, Limits, run_all
 from minigrpo.task.sql.engines.mariadb import MariaDB, _end_query, open_existing, open_private
 from minigrpo.task.sql.engines.mariadb_text import text_objection
 from tests.mariadb_server import (
@@ -31,6 +31,7 @@ from tests.mariadb_server import (
     rows,
 )
 from tests.processes import command_lines, eventually
+from tests.quick import rest_slow
 
 pytestmark = needs_mariadb
 
@@ -43,7 +44,7 @@ def database() -> Iterator[MariaDB]:
 
 @pytest.fixture
 def unguarded(monkeypatch) -> Iterator[MariaDB]:
-    """A server without the look at the text."""
+    """A server whose queries are sent without checking their text."""
     monkeypatch.setattr("minigrpo.task.sql.engines.mariadb.text_objection", lambda sql: "")
     with open_private(DATABASES) as opened:
         yield opened
@@ -54,12 +55,12 @@ def folder(database: MariaDB) -> Path:
 
 
 def processes(word: str) -> list[int]:
-    """The processes with this word in their command line: the keeper and its server, by the name of their folder."""
+    """The processes with this word in their command line. The name of a server's folder finds its keeper and the server."""
     return [pid for pid, line in command_lines().items() if word in line]
 
 
 def keepers() -> list[int]:
-    """Those of this process: other test runs on this machine have their own."""
+    """The keepers of this process; other test runs on this machine have their own."""
     return [pid for pid in processes("minigrpo-keeper") if f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{pid}/status").read_text()]
 
 
@@ -107,7 +108,7 @@ def test_a_time_is_the_text_that_the_server_shows(database: MariaDB) -> None:
     ("SELECT (SELECT year FROM Medal)", "other", 1242),                         # more than one row
     ("SELECT * FROM mysql.user", "refused", 1142),
     (CROSS_JOIN, "timeout", 1969),
-    ("SELECT SLEEP(5)", "refused", None), ("SELECT NO_SUCH(5)", "refused", None),       # no function of the list
+    ("SELECT SLEEP(5)", "refused", None), ("SELECT NO_SUCH(5)", "refused", None),       # no function in the list
     ("SELECT * FROM information_schema.tables", "refused", None),
     (NUMBERS.format(900) + "SELECT a.i FROM n a, n b", "too_large", None),
 ])
@@ -116,7 +117,7 @@ def test_status(database: MariaDB, sql: str | None, status: str, code: int | Non
     assert (execution.status, execution.code) == (status, code), execution
     assert status in STATUSES and (status in ("ok", "no_sql")) == (execution.error == "")
     assert execution.ok or (execution.rows == () and execution.columns == ())
-    assert execution.seconds < 0.25 + 0.5 + 2                                   # hangs would show; the 2 is for a busy machine
+    assert execution.seconds < 0.25 + 0.5 + 2                                   # a query that hangs would take longer; the 2 s are for a busy machine
     assert rows(database, "SELECT 2") == ((2,),)                                # and the next query is right
 
 
@@ -130,7 +131,7 @@ REFUSED = [
     "SELECT 1 -- one", "SELECT 1 # one", "SELECT /* one */ 1", "SELECT 1 /*! INTO OUTFILE '/tmp/x' */", "-- one\nSELECT 1",
     "SELECT @a", "SELECT @a := 1", "SELECT @@version", "SELECT 1 INTO @a", "SELECT '\0'", "SELECT '\ud800'", "SELECT 1" + " " * 10_000,
     "SELECT 1 INTO OUTFILE '/tmp/minigrpo-outfile'", "SELECT 1 INTO DUMPFILE '/tmp/minigrpo-outfile'", "SELECT * FROM Medal FOR UPDATE",
-    # MariaDB 10.11 does not survive it; a model of two layers wrote it.
+    # MariaDB 10.11 crashes on it; a model of two layers wrote it.
     "SELECT Format.name FROM Athlete JOIN Tournament USING (athlete_id) JOIN Format USING (tournament_id) WHERE Athlete.name.name = 'x'",
     "SELECT * FROM mysql.global_priv", "SELECT * FROM sys.version", "WITH x AS (SELECT 1) DELETE FROM Medal",
 ]
@@ -140,13 +141,13 @@ REFUSED = [
 def test_nothing_but_one_select_and_nothing_but_our_data(database: MariaDB, sql: str) -> None:
     before = rows(database, "SELECT * FROM Athlete, Medal")
     status = database.run(sql, "games").status
-    assert status == ("syntax" if sql.startswith("WITH x") else "refused")       # MariaDB knows no WITH ... DELETE
+    assert status == ("syntax" if sql.startswith("WITH x") else "refused")       # MariaDB has no WITH ... DELETE
     assert rows(database, "SELECT * FROM Athlete, Medal") == before and len(before) == 2 * 3
     assert not Path("/tmp/minigrpo-outfile").exists()
 
 
 def test_a_query_reads_its_own_database_and_no_other(database: MariaDB) -> None:
-    """By qualified name too: a question on one database must not be answered from another."""
+    """Also by qualified name: a question about one database must not be answered from another."""
     assert database.run("SELECT * FROM Secret", "other_games").rows == ((7,),)
     assert database.run("SELECT * FROM other_games.Secret", "games").status == "refused"
     assert database.run("SELECT * FROM games.Athlete", "other_games").status == "refused"
@@ -154,7 +155,7 @@ def test_a_query_reads_its_own_database_and_no_other(database: MariaDB) -> None:
 
 
 def test_the_account_alone_would_stop_a_write(database: MariaDB) -> None:
-    """The text is one guard, the account another: past the first, each of these still fails and changes nothing."""
+    """The text checks are one guard, the account's rights another: without the first, each of these still fails and changes nothing."""
     with reader_of(database).connect() as connection, connection.cursor() as cursor:
         for sql in ("INSERT INTO games.Athlete VALUES (3, 'x')", "DROP TABLE games.Medal", "CREATE DATABASE x", "SET GLOBAL read_only = 0",
                     "CREATE TEMPORARY TABLE games.x (a INT)", "SHUTDOWN", "SELECT * FROM mysql.user", "CREATE USER x"):
@@ -170,15 +171,15 @@ def test_the_account_alone_would_stop_a_write(database: MariaDB) -> None:
 def test_the_guard_does_not_hang(sql: str) -> None:
     start = time.perf_counter()
     text_objection(sql)
-    assert time.perf_counter() - start < 10              # a hang is what is looked for: an exponential scan never ends
+    assert time.perf_counter() - start < 10              # an exponential scan would never end
 
 
-# One REGEXP_REPLACE of 60,000 characters takes a second or more and looks at no clock and no KILL.
+# One REGEXP_REPLACE of 60,000 characters takes a second or more and checks neither the time limit nor a KILL.
 STUCK = "SELECT " + ", ".join(["REGEXP_REPLACE(REPEAT('x', 60000), 'x', '')"] * 20)
 
 
 def test_a_query_that_no_clock_and_no_kill_stops_is_a_timeout_and_its_neighbours_are_right(unguarded: MariaDB) -> None:
-    """Its server is killed and started again; the queries that ran beside it then, of 0.1 s each, are run again."""
+    """Its server is killed and restarted; the queries that ran at the same time, of 0.1 s each, run again."""
     queries = [(STUCK, "games"), *((f"SELECT {i}, SLEEP(0.1)", "games") for i in range(30))]
     stuck, *others = run_all(unguarded, queries, 4)
     assert stuck.status == "timeout" and stuck.seconds < 0.25 + 0.5
@@ -190,7 +191,7 @@ def test_a_query_that_no_clock_and_no_kill_stops_is_a_timeout_and_its_neighbours
 def test_it_is_killed_on_the_server_too() -> None:
     """The server's limit is 20 s here and our patience half a second, so that only our KILL can end the cross join: it does,
     and the server lives."""
-    with open_private(DATABASES, time_limit=20.0) as database:
+    with open_private(DATABASES, Limits(time_limit=20.0)) as database:
         database._patience = 0.5
         (server,) = servers(database)
         assert database.run(CROSS_JOIN, "games").status == "timeout"
@@ -200,9 +201,10 @@ def test_it_is_killed_on_the_server_too() -> None:
         assert servers(database) == [server]
 
 
+@pytest.mark.slow
 def test_rows_that_trickle_in_have_one_limit_together() -> None:
     """Each of 40 rows comes a tenth of a second after the one before: none is late by itself. The server's limit is 20 s."""
-    with open_private(DATABASES, time_limit=20.0) as database:
+    with open_private(DATABASES, Limits(time_limit=20.0)) as database:
         database._patience = 0.5
         start = time.monotonic()
         connection = reader_of(database).connect()
@@ -214,7 +216,7 @@ def test_rows_that_trickle_in_have_one_limit_together() -> None:
 # ------------------------------------------------------------------------------------------------------------------- caps
 def test_row_cap_and_byte_cap_are_exact() -> None:
     """The caps are 10 rows and 100 bytes. Numbers count 8: 10 rows of one are 80. 'é' is 2 bytes in UTF-8, NULL is nothing."""
-    with open_private(DATABASES, max_rows=10, max_bytes=100, connections=1) as database:
+    with open_private(DATABASES, Limits(max_rows=10, max_bytes=100, connections=1)) as database:
         for sql, status in [
             (NUMBERS.format(10) + "SELECT i FROM n", "ok"), (NUMBERS.format(11) + "SELECT i FROM n", "too_large"),
             ("SELECT RPAD('é', 50, 'é'), NULL", "ok"), ("SELECT RPAD('é', 50, 'é'), 'x'", "too_large"),
@@ -222,13 +224,13 @@ def test_row_cap_and_byte_cap_are_exact() -> None:
             (NUMBERS.format(10) + "SELECT 'xxxxxxxxxx' FROM n", "ok"), (NUMBERS.format(10) + "SELECT 'xxxxxxxxxxx' FROM n", "too_large"),
         ]:
             assert database.run(sql, "games").status == status, sql
-            assert rows(database, "SELECT 2") == ((2,),)        # one connection: what was not read is not read by the next
+            assert rows(database, "SELECT 2") == ((2,),)        # one connection: the next query does not read the rest of this one
 
 
 def test_memory_cap() -> None:
     """Each WITH table mentions the one before twice, so that the plan holds 2¹² copies of the first: more than 64 MiB."""
     doubling = "WITH c0 AS (SELECT 1 n)" + "".join(f", c{i} AS (SELECT a.n FROM c{i - 1} a, c{i - 1} b)" for i in range(1, 13))
-    with open_private(DATABASES, time_limit=10.0) as database:      # time enough to get there on any machine
+    with open_private(DATABASES, Limits(time_limit=10.0)) as database:      # enough time to reach the limit on any machine
         execution = database.run(doubling + " SELECT COUNT(*) FROM c12", "games")
         assert (execution.status, execution.code) == ("too_large", 1290)
         assert rows(database, "SELECT 2") == ((2,),)
@@ -238,13 +240,13 @@ def test_memory_cap() -> None:
 def test_nothing_passes_from_a_query_to_the_next(monkeypatch) -> None:
     """LAST_INSERT_ID(7) and GET_LOCK leave a value and a lock on a connection, of which there is one."""
     monkeypatch.setattr("minigrpo.task.sql.engines.mariadb.text_objection", lambda sql: "")
-    with open_private(DATABASES, connections=1) as database:
+    with open_private(DATABASES, Limits(connections=1)) as database:
         assert rows(database, "SELECT LAST_INSERT_ID(7), GET_LOCK('mine', 0)") == ((7, 1),)
         assert rows(database, "SELECT LAST_INSERT_ID(), IS_FREE_LOCK('mine')") == ((0, 1),)
         assert database.run("SELECT id FROM Secret", "other_games").rows == ((7,),)
         assert database.run("SELECT id FROM Secret", "games").status == "unknown_table"
         assert rows(database, "SELECT DATABASE()") == (("games",),)
-        for _ in range(2):                                      # the limit is set anew each time
+        for _ in range(2):                                      # the limit is set again for each query
             assert database.run("SELECT SLEEP(5)", "games").status == "timeout"
 
 
@@ -253,9 +255,10 @@ def test_many_at_once_in_order(database: MariaDB) -> None:
     assert [execution.rows for execution in run_all(database, many, 16)] == [((i,),) for i in range(200)]
 
 
+@pytest.mark.slow
 def test_every_slot_may_hold_a_connection_for_each_database_and_one_to_kill_with() -> None:
-    """Eighty slots, two databases: 240 connections at once, where a server takes 151 unless told."""
-    with open_private(DATABASES, connections=80) as database, ExitStack() as hang_up:
+    """Eighty slots and two databases need 240 connections at once; by default a server accepts 151."""
+    with open_private(DATABASES, Limits(connections=80)) as database, ExitStack() as hang_up:
         for reader in [reader_of(database, name) for name in ("games", "other_games", "games") for _ in range(80)]:
             hang_up.callback(reader.connect().close)
         assert rows(database, "SELECT 2") == ((2,),)
@@ -266,11 +269,11 @@ def test_an_unknown_database_is_our_mistake(database: MariaDB) -> None:
         database.run("SELECT 1", "gams")
 
 
-@pytest.mark.parametrize("wrong", [{"time_limit": 0.0}, {"connections": 0}])
+@pytest.mark.parametrize("wrong", rest_slow([{"time_limit": 0.0}, {"connections": 0}]))
 def test_no_limit_is_no_limit_at_all(wrong: dict) -> None:
     before = keepers()
     with pytest.raises(ValueError, match="time_limit > 0 and connections >= 1"):
-        open_private(DATABASES, **wrong)
+        open_private(DATABASES, Limits(**wrong))
     assert keepers() == before
 
 
@@ -287,9 +290,10 @@ def test_close_leaves_nothing() -> None:
         database.run("SELECT 1", "games")
 
 
+@pytest.mark.slow
 def test_a_query_that_outlives_the_server_and_finds_it_closed_starts_none() -> None:
-    """Its server died, and while it waited to run again, alone, the database was closed: the files are gone."""
-    database = open_private(DATABASES, connections=1)
+    """Its server died. While it waited to run again, alone, the database was closed, so the files are gone."""
+    database = open_private(DATABASES, Limits(connections=1))
     place = folder(database)
     database.close()
     with pytest.raises(DatabaseError, match="^MariaDB is closed$"):
@@ -304,7 +308,7 @@ database = open_private({"empty": ()})
 print(database._readers["empty"].socket, flush=True)
 if sys.argv[1] == "raise":
     raise SystemError("crash")
-if sys.argv[1] == "fork":                   # the grandchild holds our end of the pipe, and is no reason to wait
+if sys.argv[1] == "fork":                   # the grandchild also holds our end of the pipe; closing must not wait for it
     if os.fork() == 0:
         os.close(1)
         time.sleep(8)
@@ -315,7 +319,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, "raise", "fork"])
+@pytest.mark.parametrize("end", rest_slow([signal.SIGKILL, signal.SIGTERM, "raise", "fork"]))
 def test_however_we_end_the_server_ends(end: signal.Signals | str) -> None:
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(end)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     with child:
@@ -344,9 +348,10 @@ def test_a_server_that_is_killed_is_started_again_with_its_data_and_its_folder()
     assert not place.exists() and processes(place.name) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_under_many_queries_changes_no_result() -> None:
-    """Sixteen at a time of a tenth of a second each, six deaths."""
-    with open_private(DATABASES, connections=16) as database, ThreadPoolExecutor() as pool:
+    """Sixteen queries at a time, of a tenth of a second each, and six deaths of the server."""
+    with open_private(DATABASES, Limits(connections=16)) as database, ThreadPoolExecutor() as pool:
         queries = [(f"{NUMBERS.format(900)}SELECT {i}, COUNT(*) FROM n a, n b WHERE a.i < 100", "games") for i in range(96)]
         running = pool.submit(run_all, database, queries, 16)
         for _ in range(6):
@@ -357,7 +362,7 @@ def test_a_server_that_is_killed_under_many_queries_changes_no_result() -> None:
         assert [execution.rows for execution in running.result()] == [((i, 99 * 900),) for i in range(96)]
 
 
-# MariaDB 10.11 does not survive it: a name of three parts behind JOIN ... USING. The look at the text refuses such names.
+# MariaDB 10.11 crashes on a name of three parts after JOIN ... USING. The text checks refuse such names.
 CRASHING = "SELECT Medal.format FROM Athlete JOIN Medal USING (athlete_id) JOIN Medal m USING (athlete_id) WHERE Athlete.name.name = 'x'"
 
 
@@ -369,8 +374,9 @@ def test_a_query_that_crashes_the_server_is_its_own_error_and_no_other(unguarded
     assert [execution.rows for execution in executions] == [((i, 0),) for i in range(12) if i != 5]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_of_everything_is_at_fault(unguarded: MariaDB, monkeypatch) -> None:
-    """One crash is the query's here, two in a row the server's; whatever it answers, be it no, starts the count again."""
+    """Here one crash is the query's fault, two in a row the server's. Any answer, also an error, starts the count again."""
     monkeypatch.setattr("minigrpo.task.sql.engines.mariadb.CRASHES", 2)
     for sql, status in [("SELECT 1", "ok"), ("SELECT FROM", "syntax"), (NUMBERS.format(1001) + "SELECT i FROM n", "too_large")]:
         assert unguarded.run(CRASHING, "games").error == "the server crashed"
@@ -390,8 +396,9 @@ def test_a_killed_keeper_takes_its_server_along_and_both_are_replaced() -> None:
     assert not place.exists() and processes(place.name) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_replaced(monkeypatch) -> None:
-    """Stopped, it takes connections and answers nothing."""
+    """A stopped server accepts connections and answers nothing."""
     monkeypatch.setattr("minigrpo.task.sql.engines.mariadb.SECONDS_TO_ANSWER", 0.5)
     with open_private(DATABASES) as database:
         assert rows(database, "SELECT 1") == ((1,),)
@@ -400,8 +407,8 @@ def test_a_server_that_hangs_is_replaced(monkeypatch) -> None:
 
 
 def test_a_lost_connection_is_replaced() -> None:
-    """Kill the one connection as its own account may: the next query notices, connects again, and is right."""
-    with open_private(DATABASES, connections=1) as database:
+    """Kill the only connection, as its own account may. The next query notices, connects again, and returns the right rows."""
+    with open_private(DATABASES, Limits(connections=1)) as database:
         assert rows(database, "SELECT 1") == ((1,),)
         (connection,) = database._slots.queue[0].values()
         assert _end_query(reader_of(database), connection.thread_id())
@@ -409,11 +416,11 @@ def test_a_lost_connection_is_replaced() -> None:
 
 
 @contextmanager
-def given(database: MariaDB, monkeypatch, **settings: int) -> Iterator[MariaDB]:
-    """The private server, as if somebody else ran it."""
+def given(database: MariaDB, monkeypatch, limits: Limits = DEFAULT_LIMITS) -> Iterator[MariaDB]:
+    """The private server, used as if someone else ran it."""
     monkeypatch.setattr("minigrpo.task.sql.engines.mariadb.PAUSES", (0.0, 0.1, 0.3))
     make_helper(database)
-    existing, _ = open_existing(["games"], socket=reader_of(database).socket, user="helper", password=PASSWORD, **settings)
+    existing, _ = open_existing(["games"], limits, socket=reader_of(database).socket, user="helper", password=PASSWORD)
     with existing:
         yield existing
 
@@ -424,6 +431,7 @@ def make_helper(database: MariaDB) -> None:
         cursor.execute(f"GRANT {READ_GAMES}")
 
 
+@pytest.mark.slow
 def test_a_given_server_that_is_gone_is_one_sentence(monkeypatch) -> None:
     with open_private(DATABASES) as database, given(database, monkeypatch) as existing:
         os.kill(*servers(database), signal.SIGKILL)
@@ -432,6 +440,7 @@ def test_a_given_server_that_is_gone_is_one_sentence(monkeypatch) -> None:
         assert "\n" not in str(caught.value) and PASSWORD not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_given_server_that_comes_back_in_time_is_waited_for(monkeypatch) -> None:
     with open_private(DATABASES) as database, ThreadPoolExecutor() as pool:
         with given(database, monkeypatch) as existing:
@@ -441,12 +450,13 @@ def test_a_given_server_that_comes_back_in_time_is_waited_for(monkeypatch) -> No
             time.sleep(0.3)
             assert not later.done()
             assert rows(database, "SELECT 1") == ((1,),)
-            make_helper(database)                               # it has forgotten what came after its tables
+            make_helper(database)                               # it restarts with its tables, and without later accounts
             assert later.result().rows == ((3,),)
 
 
+@pytest.mark.slow
 def test_a_server_without_a_free_connection_is_waited_for(monkeypatch) -> None:
-    """An account that may be connected twice, and is; half a second later once."""
+    """An account that may have two connections has two; half a second later it has one."""
     with open_private(DATABASES) as database, ThreadPoolExecutor() as pool, given(database, monkeypatch) as existing:
         with administrator(database) as cursor:
             cursor.execute("ALTER USER helper@localhost WITH MAX_USER_CONNECTIONS 2")
@@ -462,7 +472,7 @@ def test_a_server_without_a_free_connection_is_waited_for(monkeypatch) -> None:
 
 
 def test_no_password_is_shown(monkeypatch) -> None:
-    """Neither by what is printed of a database and its logins, nor by a query's outcome, nor by the error that ends a run."""
+    """Not when a database or its logins are printed, not in a query's outcome, and not in the error that ends a run."""
     with open_private(DATABASES) as database, given(database, monkeypatch) as existing:
         shown = [repr(opened.run("SELECT * FROM mysql.user", "games")) for opened in (database, existing)]
         shown += [f"{opened!r} {opened} {opened._readers} {[str(reader) for reader in opened._readers.values()]}"

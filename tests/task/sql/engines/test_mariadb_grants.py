@@ -35,15 +35,15 @@ def test_accounts_that_only_read(lines):
     ("GRANT DELETE ON `shop`.`t` TO PUBLIC", ["DELETE"]),
     ("GRANT INSERT ON `shop`.* TO `readers`", ["INSERT"]),                 # through a role
     ("GRANT PROXY ON ''@'%' TO 'me'@'%' WITH GRANT OPTION", ["PROXY", "GRANT OPTION"]),
-    ("ALLOW EVERYTHING TO 'me' BY '*94BD'", ["ALLOW EVERYTHING TO x BY x"]),     # of no version we know: not trusted
+    ("ALLOW EVERYTHING TO 'me' BY '*94BD'", ["ALLOW EVERYTHING TO x BY x"]),     # in no version we know, so it is not trusted
 ])
 def test_accounts_that_may_do_more(line, more):
-    """Wherever the line stands; and never with a password's hash."""
+    """Wherever the line comes; and the result never contains a password's hash."""
     assert beyond_reading([line]) == beyond_reading([USAGE, line]) == beyond_reading([line, line, USAGE]) == more
     assert "94BD" not in "".join(more)
 
 
 def test_the_roles_of_an_account_and_no_others():
-    """As written by a new server and by an old one; not those that a role has itself, which come with it."""
+    """As a new server and an old one write them. Roles that a role contains are left out, since they come with it."""
     assert roles([USAGE, "GRANT `read``ers` TO `me`@`%`", "GRANT old TO 'me'@'%' WITH ADMIN OPTION", "GRANT `in` TO `readers`",
                   "SET DEFAULT ROLE `readers` FOR `me`@`%`", "GRANT SELECT ON `a`.* TO `me`@`%`"]) == ["`read``ers`", "old"]

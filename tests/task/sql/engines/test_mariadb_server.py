@@ -1,4 +1,4 @@
-"""mariadbd.py: a server of our own, from nothing to gone. What it serves, and being killed: test_mariadb.py."""
+"""mariadb_server.py: a private server, from its start until its files are gone. Its queries, and being killed: test_mariadb.py."""
 
 import fcntl
 import os
@@ -59,7 +59,7 @@ def test_without_mariadb_one_sentence(monkeypatch):
 
 @needs_mariadb
 def test_a_server_that_does_not_start_says_why_and_leaves_nothing(monkeypatch):
-    monkeypatch.setattr("minigrpo.task.sql.engines.mariadb_server.FLAGS", "--no-such-flag")
+    monkeypatch.setattr("minigrpo.task.sql.engines.mariadb_server.SERVER_FLAGS", "--no-such-flag")
     with ExitStack() as undo, pytest.raises(DatabaseError, match="^the private MariaDB did not start: .*no-such-flag") as caught:
         start_server(undo, answers, 20)
     assert "\n" not in str(caught.value)
@@ -67,7 +67,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(monkeypatch):
 
 
 def is_held(lock: Path) -> bool:
-    """A process that was killed holds it for a while after its command line is gone."""
+    """A killed process holds the lock for a while after its command line is gone."""
     with lock.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +97,7 @@ def test_what_a_killed_keeper_and_a_killed_program_leave_the_next_start_removes(
         os.utime(Path(folder, LOCK), (long_ago, long_ago))
         _sweep(Path(folder).parent)
         assert Path(folder).is_dir()                        # it is in use
-        os.kill(program.pid, signal.SIGSTOP)                # so that the pipe does not end before the keeper does
+        os.kill(program.pid, signal.SIGSTOP)                # so that the pipe does not close before the keeper ends
         os.kill(int(keeper), signal.SIGKILL)
         program.kill()
     assert eventually(lambda: not is_held(Path(folder, LOCK))) and Path(folder).is_dir()
@@ -111,7 +111,7 @@ def test_what_a_killed_keeper_and_a_killed_program_leave_the_next_start_removes(
 
 
 def left_behind(folder: Path, lock: str = LOCK) -> Path:
-    """A folder such as a killed server leaves, its lock old and held by nobody."""
+    """A folder as a killed server leaves it: its lock is old, and nobody holds it."""
     (folder / "data").mkdir(parents=True)
     (folder / lock).touch()
     long_ago = time.time() - SECONDS_TO_LOCK - 1
@@ -120,7 +120,7 @@ def left_behind(folder: Path, lock: str = LOCK) -> Path:
 
 
 def test_only_what_a_server_left_is_removed(tmp_path):
-    """Named as only a server's folder is, with a server's lock that nobody holds."""
+    """A folder with the name of a server's folder and a server's lock that nobody holds."""
     left_behind(tmp_path / f"minigrpo-{'d' * 16}")
     kept = [left_behind(tmp_path / f"minigrpo-{letter * 16}") for letter in "ab"]
     (kept[0] / LOCK).unlink()
@@ -132,14 +132,14 @@ def test_only_what_a_server_left_is_removed(tmp_path):
 
 
 def test_a_finished_run_is_no_server_that_was_left(tmp_path):
-    """A run's folder may be called anything, and keeps its lock for good: even under a server's name it stays."""
+    """A run's folder may have any name, also a server's, and keeps its lock file forever: it is never removed."""
     runs = [left_behind(tmp_path / name, "lock") for name in ("minigrpo-quickstart", f"minigrpo-{'f' * 16}")]
     _sweep(tmp_path)
     assert all((run / "data").is_dir() for run in runs)
 
 
 def test_links_are_left_alone_and_end_nothing(tmp_path):
-    """A link to a folder of ours, a link for a lock, a file, and behind them in any order a folder that is to go."""
+    """A link to a server's folder, a link as lock, and a file stay; a folder that comes after them, in any order, is removed."""
     place = tmp_path / "place"
     target = left_behind(tmp_path / "target")
     for digit in "0f":
@@ -164,12 +164,12 @@ def test_another_user_s_folder_is_left_alone(tmp_path, theirs):
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_what_was_left_in_either_place_is_removed_before_room_is_looked_for(tmp_path, monkeypatch, place):
-    """Memory has no room for as long as anything left behind is there: with it gone, the server goes to memory."""
+    """There is no room in memory until the left-over folder is removed; then the server starts in memory."""
     memory, disk = tmp_path / "memory", tmp_path / "disk"
     memory.mkdir()
     disk.mkdir()
     left_behind(tmp_path / place / f"minigrpo-{'d' * 16}")
-    monkeypatch.setattr("minigrpo.task.sql.engines.mariadb_server.MEMORY", memory)
+    monkeypatch.setattr("minigrpo.task.sql.engines.mariadb_server.MEMORY_FOLDER", memory)
     monkeypatch.setattr("tempfile.tempdir", str(disk))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage",
@@ -178,14 +178,14 @@ def test_what_was_left_in_either_place_is_removed_before_room_is_looked_for(tmp_
 
 
 def test_without_room_in_memory_it_is_the_folder_for_temporary_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("minigrpo.task.sql.engines.mariadb_server.MEMORY", tmp_path / "nowhere")
+    monkeypatch.setattr("minigrpo.task.sql.engines.mariadb_server.MEMORY_FOLDER", tmp_path / "nowhere")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert _parent() == tmp_path
 
 
 @needs_mariadb
 def test_whoever_waits_for_its_end_keeps_nobody_from_killing_it():
-    """Who waits sees the end that another makes, though that closes our pipe."""
+    """A thread that waits sees that another thread ends the server, although this closes the pipe."""
     with ExitStack() as undo, ThreadPoolExecutor() as pool:
         server = start_server(undo, answers, 20)
         waiting = pool.submit(server.has_ended, 30.0)
@@ -198,7 +198,7 @@ def test_whoever_waits_for_its_end_keeps_nobody_from_killing_it():
 
 @needs_mariadb
 def test_its_end_is_seen_by_a_program_with_many_open_files():
-    """More than the 1,024 that select() can look at, and the pipe beyond them."""
+    """The pipe's file number is above 1,023, the last that select() can watch."""
     with ExitStack() as undo:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard < 1200:
@@ -215,7 +215,7 @@ def test_its_end_is_seen_by_a_program_with_many_open_files():
 
 @needs_mariadb
 def test_a_restart_begins_with_what_was_frozen():
-    """A file that the data folder had then is there again, one that came later is gone."""
+    """A file that the data folder had when it was frozen is there again, a later one is gone."""
     with ExitStack() as undo:
         server = start_server(undo, answers, 20)
         data = Path(server.socket).parent / "data"
@@ -223,7 +223,7 @@ def test_a_restart_begins_with_what_was_frozen():
         server.freeze()
         (data / "before").unlink()
         (data / "after").touch()
-        server.start()                                      # it is up: nothing happens
+        server.start()                                      # it runs already: nothing happens
         assert (data / "after").exists() and not server.has_ended()
         server.kill()
         assert server.has_ended() and not answers(server.socket)
@@ -243,9 +243,10 @@ def test_a_server_that_ends_is_seen_to_end():
         assert server.has_ended(5.0)
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_a_start_that_fails_once_is_tried_again():
-    """With a spoilt file among its frozen data a server does not start; mended while the program waits, it does."""
+    """With a broken file in its frozen data a server does not start. It starts once the file is repaired while the program waits."""
     with ExitStack() as undo, ThreadPoolExecutor() as pool:
         server = start_server(undo, answers, 20)
         server.freeze()

@@ -1,4 +1,4 @@
-"""mariadb_text.py: which text is not sent to MariaDB. What of it MariaDB itself would do: test_hostile.py."""
+"""mariadb_text.py: which texts are not sent to MariaDB. What MariaDB itself would do with them: test_hostile.py."""
 
 import time
 
@@ -15,7 +15,7 @@ from minigrpo.task.sql.engines.mariadb_text import FUNCTIONS, PERMITTED, text_ob
     "WITH a (x) AS (SELECT 1), `b` (y, z) AS (SELECT 2, 3) SELECT * FROM a JOIN (b) ON (x = y) JOIN c USING (z)",
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION (SELECT i + 1 FROM n)) SELECT i FROM n ORDER BY (i) LIMIT 3",
     "SELECT 'sleep(9)', \"benchmark(1)\", 'x' AS `sleep (9)`", "SELECT 1 WHERE 'a' IN ('into', 'outfile')",
-    "SELECT id FROM t WHERE a=1.5and(b) OR c=2.or(d) AND e>.5and(f) OR g<1e1or(h)",     # numbers end where they end
+    "SELECT id FROM t WHERE a=1.5and(b) OR c=2.or(d) AND e>.5and(f) OR g<1e1or(h)",     # a letter may follow a number directly
     "SELECT 1into, t.1into, x1.5into_, 0x1into FROM t",       # to the server each is one name or number
     "SELECT `current_user`, 'session_user', user, role, \"CURRENT_ROLE\", current_date, a.current_users FROM a",
     "SELECT into_, `into` FROM t", "SELECT a.year FROM a WHERE (a.x, a.y) IN ((1, 2), (3, 4))"])
@@ -26,7 +26,7 @@ def test_what_an_honest_query_is_made_of(sql: str) -> None:
 @pytest.mark.parametrize("sql, reason", [
     ("SELECT SLEEP(9)", "the function sleep is not permitted"), ("SELECT ABS(sLeEp \n (9))", "the function sleep is not permitted"),
     ("SELECT `sleep`(9)", "a quoted function is not permitted"), ("SELECT `abs` (9)", "a quoted function is not permitted"),
-    ("SELECT 1, sleep(9) AS (x)", "the function sleep is not permitted"),           # no WITH table: none is in sight
+    ("SELECT 1, sleep(9) AS (x)", "the function sleep is not permitted"),           # there is no WITH, so this is no WITH table
     ("WITH a AS (SELECT sleep(9)) SELECT 1", "the function sleep is not permitted"),
     ("WITH a (x) AS (SELECT 1), b AS (SELECT load_file(x) FROM a) SELECT 1", "the function load_file is not permitted"),
     ("SELECT {fn sleep(9)}", "the function sleep is not permitted"), ("SELECT ſleep(9)", "the function ſleep is not permitted"),
@@ -40,7 +40,7 @@ def test_what_an_honest_query_is_made_of(sql: str) -> None:
     ("SELECT 1.5sleep(9)", "the function sleep is not permitted"), ("SELECT 1and(1)", "the function 1and is not permitted"),
     ("SELECT * FROM Information_Schema.tables", "the server's own tables are not permitted"),
     ("SELECT * FROM `performance_schema` . threads", "the server's own tables are not permitted"),
-    ("SELECT 1; SELECT 2", "more than one statement"),                              # guard.py's own are asked first
+    ("SELECT 1; SELECT 2", "more than one statement"),                              # the checks of guard.py come first
 ])
 def test_what_is_not_sent(sql: str, reason: str) -> None:
     assert text_objection(sql) == reason
@@ -53,7 +53,7 @@ def test_what_is_left_out_of_the_list_on_purpose(function: str) -> None:
 
 
 def test_the_lists_are_lower_case_words() -> None:
-    """As they are looked up."""
+    """Lower case, as they are looked up."""
     assert all(word == word.lower() and word.isidentifier() for word in PERMITTED) and len(FUNCTIONS) > 150
 
 

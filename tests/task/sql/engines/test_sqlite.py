@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import sqlite3
 import threading
@@ -14,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigrpo.task.sql.data.temptabqa import database_of, load_databases
-from minigrpo.task.sql.engines.database import STATUSES, Column, DatabaseError, Table, run_all
-from minigrpo.task.sql.engines.sqlite import CELL_BYTES, MAX_CALLS, open_files, open_sqlite
-from tests.paths import ROOT
+from minigrpo.task.sql.engines.database import STATUSES, Column, DatabaseError, Limits, Table, run_all
+from minigrpo.task.sql.engines.sqlite import MAX_CALLS, MAX_CELL_BYTES, open_files, open_sqlite
+from tests.temptabqa import BENCHMARK, needs_gold
 
 OWNER = Table("Owner", (Column("owner_id", "INT"), Column("name", "TEXT")), ((1, "Zoë"), (2, "Bob")))
 PET = Table("Pet", (Column("pet_id", "INT"), Column("owner_id", "INT", ("Owner", "owner_id")), Column("name", "TEXT")),
@@ -29,7 +28,7 @@ LONG = ("WITH RECURSIVE s(x) AS (SELECT 'a' UNION ALL SELECT x || x FROM s WHERE
 
 
 def repeat(text: str, times: int, separator: str = ", ") -> str:
-    """``text`` so many times, each {} replaced by the number of its copy."""
+    """``text`` repeated ``times`` times, with {} replaced by the number of the copy."""
     return separator.join(text.replace("{}", str(i)) for i in range(times))
 
 
@@ -164,7 +163,7 @@ def test_databases_are_apart(db):
 
 # --------------------------------------------------------------------------------------------------------------- caps
 def test_row_cap_is_exact():
-    with open_sqlite({"pets": [OWNER, PET]}, max_rows=4) as db:
+    with open_sqlite({"pets": [OWNER, PET]}, Limits(max_rows=4)) as db:
         assert len(rows(db, "SELECT * FROM Pet")) == 4
         execution = db.run("SELECT pet_id FROM Pet UNION ALL SELECT 5", "pets")
         assert (execution.status, execution.rows) == ("too_large", ())
@@ -172,7 +171,7 @@ def test_row_cap_is_exact():
 
 
 def test_byte_cap_is_exact():
-    with open_sqlite({"pets": [OWNER, PET]}, max_bytes=20) as db:
+    with open_sqlite({"pets": [OWNER, PET]}, Limits(max_bytes=20)) as db:
         assert rows(db, "SELECT 'éé', 1, 'abcdefgh', NULL")             # 4 bytes (é is 2) + 8 + 8 + 0 = 20
         assert db.run("SELECT 'ééx', 1, 'abcdefgh', NULL", "pets").status == "too_large"
         assert rows(db, "SELECT pet_id FROM Pet LIMIT 2")                # 8 + 8, and a third row would make 24
@@ -180,9 +179,9 @@ def test_byte_cap_is_exact():
 
 
 def test_cap_of_a_value_is_exact(db):
-    more = CELL_BYTES - 2 * 2**14
+    more = MAX_CELL_BYTES - 2 * 2**14
     assert more == 0                                                     # so x || x is exactly the cap
-    assert rows(db, LONG + "SELECT LENGTH(x || x) FROM n") == ((CELL_BYTES,),)
+    assert rows(db, LONG + "SELECT LENGTH(x || x) FROM n") == ((MAX_CELL_BYTES,),)
     assert db.run(LONG + "SELECT LENGTH(x || x || 'b') FROM n", "pets").status == "too_large"
 
 
@@ -216,12 +215,12 @@ def test_attacks_end_early_and_leave_no_trace(db, sql):
     start = time.thread_time()
     execution = db.run(sql, "pets")
     assert not execution.ok and execution.rows == (), execution.status
-    assert time.thread_time() - start < 1.0         # 0.25, and what C functions take between two looks at the clock
+    assert time.thread_time() - start < 1.0         # 0.25, and the time that C functions take between two checks of the clock
     assert rows(db, "SELECT COUNT(*) FROM Pet") == ((4,),)
 
 
 def test_time_limit_is_kept():
-    with open_sqlite({"pets": [PET]}, time_limit=0.05) as db:
+    with open_sqlite({"pets": [PET]}, Limits(time_limit=0.05)) as db:
         start = time.thread_time()
         assert db.run(ENDLESS, "pets").status == "timeout"
         assert 0.05 <= time.thread_time() - start < 0.15
@@ -234,8 +233,9 @@ def test_sixteen_in_four_threads(db):
     assert [execution.rows for execution in results] == [((i, min(i, 4)),) for i in range(16)]     # there are four pets
 
 
+@pytest.mark.slow
 def test_busy_neighbours_change_no_result(db):
-    """Eight threads on four slots: every second query never ends, the others are right all the same."""
+    """Eight threads on four slots. Every second query would never end; the others still return the right rows."""
     queries = [(ENDLESS.replace("n + 1", f"n + {i}"), "pets") if i % 2 else (f"SELECT {i}", "other")
                for i in range(1, 13)]
     results = run_all(db, queries, threads=8)
@@ -244,12 +244,12 @@ def test_busy_neighbours_change_no_result(db):
 
 
 def test_more_threads_than_slots_wait():
-    with open_sqlite({"pets": [PET]}, connections=1) as db:
+    with open_sqlite({"pets": [PET]}, Limits(connections=1)) as db:
         assert all(execution.ok for execution in run_all(db, [(f"SELECT {i}", "pets") for i in range(32)], threads=16))
 
 
 def test_close_waits_frees_and_repeats():
-    db = open_sqlite({"pets": [PET]}, connections=2)
+    db = open_sqlite({"pets": [PET]}, Limits(connections=2))
     results = []
     thread = threading.Thread(target=lambda: results.append(db.run(ENDLESS, "pets")))
     thread.start()
@@ -257,13 +257,13 @@ def test_close_waits_frees_and_repeats():
     db.close()
     db.close()
     thread.join(timeout=5)
-    assert [execution.status for execution in results] == ["timeout"]       # it was let finish
+    assert [execution.status for execution in results] == ["timeout"]       # close() waited for it
     with pytest.raises(DatabaseError, match="closed"):
         db.run("SELECT 1", "pets")
 
 
 def test_broken_database_is_no_reward():
-    """An image whose pages beyond the first are overwritten: SQLITE_CORRUPT, not a bad query."""
+    """All pages of the image except the first are overwritten: SQLITE_CORRUPT, which is not the query's fault."""
     db = open_sqlite({"pets": [OWNER, PET]})
     image = db._sources["pets"]
     db._sources["pets"] = image[:4096] + b"\xff" * (len(image) - 4096)
@@ -275,7 +275,7 @@ def test_broken_database_is_no_reward():
     (Table("Pet", PET.columns, ((1, 1, "a"), (1, 1, "b"))), "UNIQUE"),                     # the key twice
     (Table("Pet", PET.columns, ((1, 1),)), "bindings|supplied"),
     (Table("Pet", PET.columns, ((1, 2**70, "a"),)), "large"),
-    (Table("Pet", PET.columns, ((1, 1, "a" * CELL_BYTES),)), "too big"),
+    (Table("Pet", PET.columns, ((1, 1, "a" * MAX_CELL_BYTES),)), "too big"),
 ])
 def test_tables_that_do_not_load(table, reason):
     with pytest.raises(DatabaseError, match=re.compile(f"'pets'.*({reason})", re.S)):
@@ -285,12 +285,12 @@ def test_tables_that_do_not_load(table, reason):
 @pytest.mark.parametrize("wrong", [{"time_limit": 0}, {"connections": 0}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match="expected time_limit > 0 and connections >= 1"):
-        open_sqlite({}, **wrong)
+        open_sqlite({}, Limits(**wrong))
 
 
 # ------------------------------------------------------------------------------------------------------ files that exist
 def write(file: Path, *statements: str) -> Path:
-    """A database made by these statements, functions and collations of its maker's own included."""
+    """A database made by these statements, which may use functions and collations that its maker defined."""
     connection = sqlite3.connect(file)
     connection.create_function("theirs", 1, lambda value: value, deterministic=True)
     connection.create_collation("theirs", lambda one, other: (one > other) - (one < other))
@@ -321,7 +321,7 @@ def failure(folder: Path, *names: str) -> str:
 
 
 def test_a_file_is_read_where_it_is(file):
-    """Its views too; its text is compared as it was declared, not as in the databases that we make."""
+    """Also its views. Its text is compared as the file declares, not as in the databases that we create."""
     before = contents(file.parent)
     database, tables = open_files(file.parent, ["pets"])
     with database:
@@ -344,7 +344,7 @@ HOSTILE = ["INSERT INTO Pet VALUES (9, 1, 'x')", "WITH d AS (SELECT 1) UPDATE Pe
 
 @pytest.mark.parametrize("sql", HOSTILE)
 def test_hostile_sql_leaves_a_file_as_it_was(file, sql):
-    """Nothing beside it either: no journal, no copy."""
+    """No other file appears beside it either, neither a journal nor a copy."""
     before, sql = contents(file.parent), sql.format(file=file)
     database, _ = open_files(file.parent, ["pets"])
     with database:
@@ -353,7 +353,7 @@ def test_hostile_sql_leaves_a_file_as_it_was(file, sql):
 
 
 def test_past_every_other_guard_a_file_is_still_immutable(file):
-    """No look at the text, no authorizer, no query_only, any schema writable: the file itself was opened not to be written."""
+    """Without text checks, authorizer and query_only, and with a writable schema: the file itself was opened read-only."""
     before = contents(file.parent)
     database, _ = open_files(file.parent, ["pets"])
     with database:
@@ -408,20 +408,20 @@ def test_a_view_of_a_table_that_is_gone(tmp_path):
 
 
 def test_a_file_that_is_being_written(file):
-    """What a write-ahead log holds is not in the file yet, and an immutable file is read without it."""
+    """The contents of a write-ahead log are not in the file yet, and SQLite reads an immutable file without the log."""
     writer = sqlite3.connect(file)
     writer.execute("PRAGMA journal_mode = WAL")
     writer.execute("INSERT INTO Pet VALUES (5, 1, 'Ida')")
     writer.commit()
     assert failure(file.parent, "pets") == f"{file} is not whole without pets.sqlite-wal: close what writes to it"
-    writer.close()                                          # which moves the log into the file
+    writer.close()                                          # this moves the log into the file
     database, _ = open_files(file.parent, ["pets"])
     with database:
         assert rows(database, "SELECT COUNT(*) FROM Pet") == ((5,),)
 
 
 def test_functions_and_collations_that_only_its_maker_has(tmp_path):
-    """What needs them is an error of the query; the rest of the database can be read."""
+    """A query that needs them fails; the rest of the database can be read."""
     write(tmp_path / "odd.sqlite", "CREATE TABLE t (i INT, name TEXT COLLATE theirs)", "CREATE INDEX it ON t(theirs(i))",
           "INSERT INTO t VALUES (1, 'b'), (2, 'a')")
     database, _ = open_files(tmp_path, ["odd"])
@@ -432,7 +432,7 @@ def test_functions_and_collations_that_only_its_maker_has(tmp_path):
 
 def test_a_value_longer_than_the_cap_spoils_only_what_reads_it(tmp_path):
     write(tmp_path / "long.sqlite", "CREATE TABLE t (i INT, words TEXT)",
-          f"INSERT INTO t VALUES (7, '{'x' * (CELL_BYTES + 1)}')")
+          f"INSERT INTO t VALUES (7, '{'x' * (MAX_CELL_BYTES + 1)}')")
     database, tables = open_files(tmp_path, ["long"])
     with database:
         assert rows(database, "SELECT i FROM t", "long") == ((7,),)
@@ -472,19 +472,10 @@ def test_text_comes_back_as_it_went_in(db, texts):
 
 
 # ------------------------------------------------------------------------------------------------------- the benchmark
-def benchmark() -> Path | None:
-    """As in test_temptabqa.py, but it must have gold SQL."""
-    root = ROOT
-    named = os.environ.get("MINIGRPO_TEMPTABQA")
-    places = [Path(named)] if named else [root / "data" / "TEMPTABQA-C", root.parent / "shared" / "temptabqa_c"]
-    return next((place for place in places if (place / "gold_sql.jsonl").is_file()), None)
-
-
-@pytest.mark.skipif(benchmark() is None, reason="the benchmark is not here (set MINIGRPO_TEMPTABQA)")
+@needs_gold
 def test_every_gold_query_runs():
-    path = benchmark()
-    gold = [json.loads(line) for line in (path / "gold_sql.jsonl").read_text(encoding="utf-8").splitlines()]
+    gold = [json.loads(line) for line in (BENCHMARK / "gold_sql.jsonl").read_text(encoding="utf-8").splitlines()]
     queries = [(row["sql"], database_of(row["split"])) for row in gold if row["sql"]]
-    with open_sqlite(load_databases(path)) as db:
-        assert rows(db, "SELECT COUNT(*) FROM Athlete", "counterfactual") == ((234,),)     # BENCHMARK: 234 contexts
+    with open_sqlite(load_databases(BENCHMARK)) as db:
+        assert rows(db, "SELECT COUNT(*) FROM Athlete", "counterfactual") == ((234,),)     # its 234 contexts
         assert {execution.status for execution in run_all(db, queries, threads=4)} == {"ok"}

@@ -1,4 +1,4 @@
-"""What is seen in the text, against the engines: SQLite's words for a name, and what MariaDB refuses."""
+"""sqlite_text.py compared with the engines: the ways SQLite lets a name be written, and what MariaDB refuses."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,11 @@ import pytest
 
 from minigrpo.task.sql.engines.mariadb import MariaDB, open_private
 from minigrpo.task.sql.engines.sqlite import open_sqlite
-from minigrpo.task.sql.engines.sqlite_text import MAX_EXPANSIONS, expansions, named_twice, sources, text_objection
+from minigrpo.task.sql.engines.sqlite_text import MAX_EXPANSIONS, expansions, named_twice, text_objection
 from tests.mariadb_server import skip_without_mariadb
 from tests.task.sql.engines.test_sqlite import OWNER, PET, doubling
 
-NOT_UNIQUE = 1066           # MariaDB's number
+NOT_UNIQUE = 1066           # MariaDB's error number
 
 
 def test_expansions_bound_the_copies():
@@ -22,7 +22,7 @@ def test_expansions_bound_the_copies():
 
 @pytest.mark.parametrize("spelling", ["[c{}]", "`c{}`", '"c{}"', "'c{}'", "C{}"])
 def test_spelling_does_not_hide_a_mention(spelling):
-    """Each is SQLite's word for the same table: valid, and counted like the plain one."""
+    """SQLite takes each for the same table. It is valid, and counts like the plain name."""
     sql = doubling(3, f"c{{next}} AS (SELECT p.x FROM {spelling} p, c{{}} q)")
     assert expansions(sql) == 8
     with open_sqlite({"pets": [PET]}) as db:
@@ -64,23 +64,12 @@ def test_one_name_for_two_tables_is_refused_as_mariadb_refuses_it(mariadb, sourc
 
 @pytest.mark.parametrize("sources", TWO_NAMES)
 def test_what_has_two_names_is_not_refused(mariadb, sources):
-    """The statements run there; whether SQLite would run them too (p and P are one name to it) is not the text's business."""
+    """MariaDB runs these statements. Whether SQLite runs them too (p and P are one name to it) is not tested here."""
     sql = f"SELECT COUNT(*) FROM {sources}"
     assert named_twice(sql) == "" and mariadb.run(sql, "pets").ok
 
 
-@pytest.mark.parametrize("sql, expected", [
-    ("SELECT TRIM ( x FROM y ) FROM Pet", [[("Pet", "Pet")]]),              # a FROM without a SELECT is no table's
-    ("SELECT 1 WHERE 1 IS DISTINCT FROM Pet", []),
-    ("SELECT 1 FROM ( Pet JOIN Owner o ON 1 = 1 ) , x . Pet AS p WHERE 1",
-     [[("Pet", "Pet"), ("Owner", "o")], [("?", "?"), ("Pet", "p")]]),
-    ("SELECT 1 FROM Pet UNION SELECT 2 FROM Owner", [[("Pet", "Pet")], [("Owner", "Owner")]]),
-])
-def test_the_tables_of_each_from(sql, expected):
-    assert list(sources(sql.split())) == expected
-
-
 def test_a_long_text_takes_no_time():
-    """Brackets within brackets, and many tables: each is read once."""
+    """Nested brackets, and many tables: each is read once."""
     assert named_twice("SELECT " + "(" * 4_900 + "1" + ")" * 4_900) == ""
     assert named_twice("SELECT 1 FROM " + ", ".join(f"a b{i}" for i in range(1_200)) + ", a b7") == "b7"

@@ -1,0 +1,114 @@
+"""Infoboxes: the published text about one athlete, and the five tables of TEMPTABQA-C's schema that it becomes."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from minigrpo.common.errors import UserError
+from minigrpo.task.sql.engines.database import Column, Table
+
+_ATHLETE = Column("athlete_id", "INT", ("Athlete", "athlete_id"))
+_TOURNAMENT = Column("tournament_id", "INT", ("Tournament", "tournament_id"))
+_FORMAT = Column("format_id", "INT", ("Format", "format_id"))
+SCHEMA: dict[str, tuple[Column, ...]] = {
+    "Athlete": (Column("athlete_id", "INT"), Column("name", "TEXT")),
+    "Tournament": (Column("tournament_id", "INT"), _ATHLETE, Column("name", "TEXT")),
+    "Format": (Column("format_id", "INT"), _TOURNAMENT, Column("name", "TEXT")),
+    "Medal": (Column("medal_id", "INT"), _FORMAT,
+              Column("type", "TEXT"), Column("year", "INT"), Column("location", "TEXT")),
+    "PersonalInformation": (Column("info_id", "INT"), _ATHLETE,
+                            *(Column(f"birth_{part}", "INT") for part in ("year", "month", "day"))),
+}
+
+Found = TypeVar("Found")
+Medal = tuple[str, int, str]                                # type, year, location
+Format = tuple[str, tuple[Medal, ...]]                      # name, medals
+
+
+@dataclass(frozen=True)
+class Infobox:
+    """One athlete's facts, in the order of the infobox. ``born`` is (year, month, day) or None.
+
+    ``tournaments`` are (name, formats), and formats are (name, medals); all countries' blocks are in one list.
+    """
+
+    athlete: str
+    born: tuple[int, int, int] | None
+    tournaments: tuple[tuple[str, tuple[Format, ...]], ...]
+
+
+def parse_context(text: str) -> Infobox:
+    """Parse an infobox text. ``UserError``: the number and the text of a line in an unknown form.
+
+    >>> parse_context("Ann\\n\\nCountry Representing: FIJ\\nGames\\nTeam \\tMedalGold | 2012 | Suva\\n\\n").tournaments
+    (('Games', (('Team ', (('MedalGold', 2012, 'Suva'),)),)),)
+    """
+    athlete, *lines = text.split("\n")                      # not splitlines(): a name may contain an odd separator
+    born: tuple[int, int, int] | None = None
+    tournaments: list[tuple[str, list[Format]]] = []
+    section = head = ""
+    _expect(athlete.strip() and "\t" not in athlete, 1, athlete, "an athlete's name")
+    for number, line in enumerate(lines, start=2):
+        if line == "":                                      # it ends a block; a line of one tab is an empty value
+            head = ""
+        elif line == "Personal Information" or line.startswith("Country Representing:"):
+            section, head = line.split()[0], ""
+        elif not head:                                      # the first line of a block: a label or a tournament
+            _expect(section and "\t" not in line, number, line, "a section, a label or a tournament")
+            head = line
+            if section == "Country":
+                tournaments.append((line, []))
+        elif section == "Country":
+            tournaments[-1][1].append(_parse_format(line, number))
+        elif head == "Birth Date" and line != "\t":         # only a tab: unknown
+            _expect(born is None, number, line, "one birth date")
+            born = _parse_date(line, number)
+        else:                                               # height, coach, ...: not in the published schema
+            _expect(line.endswith("\t"), number, line, "a value that ends in a tab")
+    return Infobox(athlete, born, tuple((name, tuple(formats)) for name, formats in tournaments))
+
+
+def _expect(found: Found | None, number: int, line: str, what: str) -> Found:
+    if not found:
+        raise UserError(f"line {number} of the context: expected {what}, got {line!r:.80}")
+    return found
+
+
+def _parse_date(line: str, number: int) -> tuple[int, int, int]:
+    match = _expect(re.fullmatch(r"(\d{4})-(\d{1,2})-(\d{1,2})\t", line, re.ASCII),
+                    number, line, "a birth date such as '1995-7-5' and a tab")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def _parse_format(line: str, number: int) -> Format:
+    """``format<TAB>medal, medal``; a format without medals has nothing after the tab."""
+    name, tab, text = line.partition("\t")
+    _expect(tab and name, number, line, "a format, a tab and medals")
+    medals = []
+    for leaf in re.split(r", (?=Medal\w* \|)", text) if text else []:
+        match = _expect(re.fullmatch(r"(Medal(?:Gold|Silver|Bronze)) \| (\d{4}) \| ([^|]+)", leaf, re.ASCII),
+                        number, leaf, "a medal such as 'MedalGold | 2012 | London'")
+        medals.append((match[1], int(match[2]), match[3]))
+    return name, tuple(medals)
+
+
+def build_tables(boxes: Iterable[Infobox]) -> tuple[Table, ...]:
+    """The five tables of the published schema, in the order of ``SCHEMA``. Keys count from 1 in the order of ``boxes``."""
+    rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in SCHEMA}
+
+    def add(table: str, *values: object) -> int:
+        rows[table].append((len(rows[table]) + 1, *values))
+        return len(rows[table])
+
+    for box in boxes:
+        athlete = add("Athlete", box.athlete)
+        if box.born:
+            add("PersonalInformation", athlete, *box.born)
+        for name, formats in box.tournaments:
+            tournament = add("Tournament", athlete, name)
+            for format_name, medals in formats:
+                format_id = add("Format", tournament, format_name)
+                for medal in medals:
+                    add("Medal", format_id, *medal)
+    return tuple(Table(name, SCHEMA[name], tuple(rows[name])) for name in SCHEMA)
