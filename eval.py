@@ -13,96 +13,100 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-# Ctrl-C while torch is imported is no error; main() sees to the rest. In a script's background it is ignored, and stays so.
+# While torch is imported, Ctrl-C ends the program without a traceback; main() sees to the rest. Where it is ignored, as in a
+# script's background, it stays so.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from minigrpo.common.console import say, table
-from minigrpo.common.device import generator, use_threads
+from minigrpo.common.device import generator, set_up_torch
 from minigrpo.common.errors import UserError
 from minigrpo.common.files import write_whole
 from minigrpo.common.process import exit_status
 from minigrpo.config import Config, load_config, require
-from minigrpo.evaluation.ask import pose, show_candidates, write_candidates
-from minigrpo.evaluation.compare import NOTES, compare, kind_table, markdown, read_rows, show_comparison, split_tables
+from minigrpo.evaluation.ask import show_candidates, write_candidates
+from minigrpo.evaluation.compare import compare, read_rows, show_comparison
 from minigrpo.evaluation.evaluate import (
-    Row,
     add_ceilings,
-    add_intervals,
     blind_guesses,
     evaluate_policy,
-    evaluate_predictions,
     in_order,
+    judge_rows,
     read_predictions,
-    summarise,
 )
-from minigrpo.rollout import Judge
-from minigrpo.task.sql.question import Question
-from minigrpo.training.assemble import load_split, load_tests, open_judge, split_is_there
+from minigrpo.evaluation.figures import Row, add_intervals, summarise
+from minigrpo.evaluation.result_tables import kind_table, markdown, notes, split_tables
+from minigrpo.policy.policy import Policy
+from minigrpo.task.contract import Problem, Task
+from minigrpo.task.kinds import make_task
 from minigrpo.training.starting_model import check_prompts_fit, load_start, merge_start
 
-Splits = dict[str, list[Question]]
+Splits = dict[str, Sequence[Problem]]
+Programs = dict[tuple[str, int], str | None]            # by split and index
 
 
-def evaluate_model(cfg: Config, splits: Splits, judge: Judge) -> Iterator[Row]:
-    """Greedy SQL of the config's model (and adapter) for every question of the splits, as it comes."""
-    use_threads(cfg.run.threads)
-    questions = [question for members in splits.values() for question in members]
-    policy = load_start(cfg)
-    check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, judge, questions,
-                      cfg.generation.max_new_tokens)
-    yield from evaluate_policy(questions, policy, judge, cfg.generation, cfg.evaluation.batch)
+def load_policy_for(cfg: Config, task: Task, problems: Sequence[Problem]) -> Policy:
+    """The config's model (and adapter), after a check that the problems' prompts fit its context."""
+    set_up_torch(cfg.run.threads)
+    policy = load_start(cfg, task)
+    check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, task, problems, cfg.generation.max_new_tokens)
+    return policy
 
 
-def answer(cfg: Config, text: str, database: str | None) -> int:
+def evaluate_model(cfg: Config, splits: Splits, task: Task) -> Iterator[Row]:
+    """Greedy answers of the config's model to every question of the splits, as they come."""
+    problems = all_of(splits)
+    yield from evaluate_policy(problems, load_policy_for(cfg, task, problems), task, cfg.generation, cfg.evaluation.batch)
+
+
+def all_of(splits: Splits) -> list[Problem]:
+    return [problem for members in splits.values() for problem in members]
+
+
+def answer(cfg: Config, text: str, place: str | None) -> int:
     """The config's candidates for one question, and what each gives; nothing is written to disk."""
-    use_threads(cfg.run.threads)
-    if database is None:
-        database = load_split(cfg.task, cfg.evaluation.split)[0].database
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        question = pose(text, database, judge)
-        policy = load_start(cfg)
-        check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, judge, [question],
-                          cfg.generation.max_new_tokens)
+    with make_task(cfg) as task:
+        problem = task.pose(text, place, cfg.evaluation.split)
+        policy = load_policy_for(cfg, task, [problem])
         draws = generator(cfg.run.seed, 0, "ask", policy.model.device)
-        say(show_candidates(write_candidates(question, policy, judge, cfg.generation, draws), cfg.generation))
+        say(show_candidates(write_candidates(problem, policy, task, cfg.generation, draws), task, cfg.generation))
     return 0
 
 
-def evaluate_file(splits: Splits, sqls: dict[tuple[str, int], str | None], judge: Judge) -> list[Row]:
+def evaluate_file(splits: Splits, programs: Programs, task: Task) -> list[Row]:
     """Score the predictions that are there; no model is loaded."""
-    chosen = [question for members in splits.values() for question in members if (question.split, question.index) in sqls]
-    return evaluate_predictions(chosen, [sqls[question.split, question.index] for question in chosen], judge)
+    return judge_rows([(problem, programs[problem.split, problem.index]) for problem in all_of(splits)
+                       if (problem.split, problem.index) in programs], task)
 
 
-def check_predictions(splits: Splits, sqls: dict[tuple[str, int], str | None]) -> None:
-    for split, index in sqls:
+def check_predictions(splits: Splits, programs: Programs) -> None:
+    for split, index in programs:
         if split in splits and not 0 <= index < len(splits[split]):
             raise UserError(f"--predictions: there is no question {split}/{index}; {split} has {len(splits[split])}")
-    if not any(split in splits for split, _ in sqls):
+    if not any(split in splits for split, _ in programs):
         raise UserError(f"--predictions: the file has no row of {', '.join(splits)}")
 
 
-def write(out: Path, rows: Iterable[Row], splits: Splits, guesses: dict[str, str] | None, judge: Judge, by_kind: bool) -> None:
-    """Rows go to disk as they come, so that an interruption loses none; at the end they stand in the questions' order, with
-    what luck could have done."""
+def write(out: Path, rows: Iterable[Row], splits: Splits, guesses: dict[str, str] | None, task: Task, by_kind: bool) -> None:
+    """Rows go to disk as they come, so that an interruption loses none; at the end they are in the questions' order, with the
+    ceilings of guessing."""
     kept = []
     with (out / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
             kept.append(row)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     kept = in_order(kept, splits)
-    add_ceilings(kept, [question for members in splits.values() for question in members], guesses, judge)
+    add_ceilings(kept, all_of(splits), guesses, task)
     write_whole(out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode())
-    summary = summarise(kept, {name: len(members) for name, members in splits.items()})
+    summary = summarise(kept, {name: len(members) for name, members in splits.items()}, task.outcomes)
     add_intervals(summary, kept)
     write_whole(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     tables = split_tables(summary) + [kind_table(split, of) for split, of in summary.items() if by_kind and of["n"]]
-    (out / "table.md").write_text("\n\n".join([*map(markdown, tables), NOTES]) + "\n", encoding="utf-8")
-    say("\n\n".join([*map(table, tables), NOTES]))
+    (out / "table.md").write_text("\n\n".join([*map(markdown, tables), notes(summary)]) + "\n", encoding="utf-8")
+    say("\n\n".join([*map(table, tables), notes(summary)]))
     say(f"written: {out / 'rows.jsonl'}, summary.json, table.md")
 
 
@@ -119,6 +123,13 @@ def compare_two(args: argparse.Namespace) -> int:
         (args.out / "compare.md").write_text(text, encoding="utf-8")
         say(f"\nwritten: {args.out / 'compare.json'}, compare.md")
     return 0
+
+
+def load_tests(task: Task) -> Splits:
+    """Every split to report. One whose file is absent has no questions; if all are absent, loading the first says so."""
+    names = task.test_splits()
+    there = [name for name in names if task.has_split(name)] or names[:1]
+    return {name: task.load(name) if name in there else [] for name in names}
 
 
 def make_folder(out: Path) -> None:
@@ -142,18 +153,19 @@ def evaluate(args: argparse.Namespace) -> int:
         return 0
     if not args.out:
         require(cfg, "run.out")
-    sqls = read_predictions(args.predictions) if args.predictions else {}
-    names = args.split.split(",") if args.split else list(dict.fromkeys(split for split, _ in sqls))
-    tests = {} if names or args.predictions else load_tests(cfg.task)
-    splits = tests or {name: load_split(cfg.task, name) for name in names or [cfg.evaluation.split]}
-    known = load_split(cfg.task, cfg.task.split) if split_is_there(cfg.task, cfg.task.split) else None
+    task = make_task(cfg)
+    programs = read_predictions(args.predictions, task.language) if args.predictions else {}
+    names = args.split.split(",") if args.split else list(dict.fromkeys(split for split, _ in programs))
+    tests = {} if names or args.predictions else load_tests(task)
+    splits = tests or {name: task.load(name) for name in names or [cfg.evaluation.split]}
+    train = task.load(cfg.task.split) if task.has_split(cfg.task.split) else None
     if args.predictions:
-        check_predictions(splits, sqls)
+        check_predictions(splits, programs)
     out = args.out or Path(cfg.run.out) / "eval"
     make_folder(out)
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        rows = evaluate_file(splits, sqls, judge) if args.predictions else evaluate_model(cfg, splits, judge)
-        write(out, rows, splits, None if known is None else blind_guesses(known), judge, args.by_kind)
+    with task:
+        rows = evaluate_file(splits, programs, task) if args.predictions else evaluate_model(cfg, splits, task)
+        write(out, rows, splits, None if train is None else blind_guesses(train), task, args.by_kind)
     return 0
 
 
@@ -177,7 +189,7 @@ def main() -> int:
     for name in ("adapter", "split"):                       # as from a variable of the shell that is not set
         if getattr(args, name) == "":
             parser.error(f"argument --{name}: expected one argument")
-    chosen = "--ask" if args.ask is not None else "--merge" if args.merge else "--compare" if args.compare else None
+    chosen = "--ask" if args.ask is not None else "--merge" if args.merge else "--compare" if args.compare else ""
     useless = {"--ask": ("predictions", "split", "by_kind", "out"), "--merge": ("predictions", "split", "by_kind", "out"),
                "--compare": ("predictions", "adapter", "by_kind")}
     excluded = [name for name in useless.get(chosen, ()) if getattr(args, name)]

@@ -1,4 +1,4 @@
-"""Groups → tensors: the one crossing. Knows rewards as numbers and completions as ids."""
+"""Groups → tensors: advantages, padded ids, old and reference log-probs. Sees rewards as numbers and completions as ids."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +12,7 @@ from minigrpo.common.clock import Clock
 from minigrpo.common.device import memory_explained
 from minigrpo.common.shapes import check, check_boolean
 from minigrpo.grpo import group_advantages
+from minigrpo.policy.fast.kept import release
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import reference
 from minigrpo.policy.model import CausalLM
@@ -23,10 +24,10 @@ from minigrpo.rollout import Group
 class Part:
     """Some groups of a batch, padded among themselves: one forward and backward pass. B = Q · K is question-major.
 
-    ``names`` are the questions', for errors to speak of. ``generation_logp_BC`` are the log-probs that the search saw: only
+    ``names`` are the questions' ids, for error messages. ``generation_logp_BC`` are the log-probs that the search saw, only
     ever compared with those of scoring. ``old_logp_BC`` is None when the batch is used for one update: then the update's own
-    forward pass, detached, is the old policy. Every pass over a part computes the same shapes, so that equal policies give
-    equal bits.
+    forward pass, detached, is the old policy. Every pass over a part has the same shapes, so that equal policies give equal
+    bits.
     """
 
     names: tuple[str, ...]
@@ -52,45 +53,46 @@ class Part:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data on the policy's device. ``temperature`` is the one the completions were drawn at (1 for beams)."""
+    """One step's data on the policy's device. ``temperature`` is the one the completions were drawn at (1 for beams);
+    ``advantage_QK`` are all advantages in the order of the groups, on the CPU in float64, for the records."""
 
     parts: tuple[Part, ...]
     temperature: float
+    advantage_QK: Tensor
 
 
 def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, temperature: float, clock: Clock) -> Batch:
     """Compute advantages within groups, lay the groups out in parts, and score them under the start policy.
 
-    Groups of like size go into one part, as many as ``grpo.micro_batch_tokens`` tree slots hold (at least one), so that a
-    long completion makes no short one pay for it.
+    Groups of similar size share a part, as many as ``grpo.micro_batch_tokens`` tree slots hold (at least one), so that a short
+    completion is not padded to the length of a long one.
     """
     if model.checkpointing:
-        model.kept = None                       # memory is short: the next search makes its buffers anew
-    rewards = [[rollout.reward.total for rollout in group.rollouts] for group in groups]
-    advantage_QK = advantages(rewards, grpo).to(torch.promote_types(model.dtype, torch.float32))
+        release(model)                          # memory is short: the next search makes its buffers anew
+    reward_QK = torch.tensor([[rollout.verdict.reward for rollout in group.rollouts] for group in groups], dtype=torch.float64)
+    exact_QK = group_advantages(reward_QK, scale=grpo.scale)
+    advantage_QK = exact_QK.to(model.device, torch.promote_types(model.dtype, torch.float32))
     sizes = [(len(group.prompt_ids), max(len(rollout.completion.ids) for rollout in group.rollouts)) for group in groups]
     with scoring_explained(model, grpo.micro_batch_tokens):
-        return Batch(tuple(_make_part([groups[q] for q in chosen], advantage_QK[chosen].to(model.device), model,
-                                      keep_old=grpo.updates_per_rollout > 1, temperature=temperature, clock=clock)
-                           for chosen in pack(sizes, len(groups[0].rollouts), grpo.micro_batch_tokens)), temperature)
+        parts = [_make_part([groups[q] for q in chosen], advantage_QK[chosen], model, keep_old=grpo.updates_per_rollout > 1,
+                            temperature=temperature, clock=clock)
+                 for chosen in pack(sizes, len(groups[0].rollouts), grpo.micro_batch_tokens)]
+    return Batch(tuple(parts), temperature, exact_QK)
 
 
 def scoring_explained(model: CausalLM, micro_batch_tokens: int) -> AbstractContextManager[None]:
-    """Around what scores or trains, a micro-batch at a time."""
+    """Within the block, running out of memory becomes a ``MemoryError`` that names the keys to lower."""
     checkpointing = "" if model.checkpointing else ", or set model.checkpointing = true"
     return memory_explained(model.device, f"scoring, in micro-batches of up to {micro_batch_tokens} tokens",
                             "lower grpo.micro_batch_tokens (down to one question a micro-batch), generation.completions or "
                             f"generation.max_new_tokens{checkpointing}")
 
 
-def advantages(rewards: Sequence[Sequence[float]], grpo: config.GRPO) -> Tensor:
-    """The advantages [Q, K] of a batch's rewards, in float64: what a step trains on, and what a report shows of it."""
-    return group_advantages(torch.tensor(rewards, dtype=torch.float64), scale=grpo.scale)
-
-
 def pack(sizes: Sequence[tuple[int, int]], branches: int, budget: int) -> list[list[int]]:
-    """Places of trees of (prompt, longest completion) tokens with K = ``branches``, from small ones to large ones, cut where
-    padded slots would exceed the budget; one tree is never cut."""
+    """Group the indices of trees into micro-batches of at most ``budget`` padded slots, smallest first.
+
+    ``sizes``: tokens of each tree's prompt and of its longest completion; ``branches``: K. A tree is never split.
+    """
     parts: list[list[int]] = []
     for q in sorted(range(len(sizes)), key=lambda q: sum(sizes[q])):
         together = [*parts[-1], q] if parts else [q]
@@ -120,5 +122,5 @@ def _make_part(groups: Sequence[Group], advantage_QK: Tensor, model: CausalLM, *
         ref_logp_BC = scored()
     with clock("old"):
         old_logp_BC = scored() if keep_old else None
-    return Part(tuple(group.question.id for group in groups), prompts, ids_QKC, mask_QKC, advantage_QK,
+    return Part(tuple(group.problem.id for group in groups), prompts, ids_QKC, mask_QKC, advantage_QK,
                 generation_logp_QKC.flatten(0, 1), ref_logp_BC, old_logp_BC)

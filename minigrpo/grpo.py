@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimisation: tensors in, tensors out. Knows no model, no config, no SQL.
+"""Group Relative Policy Optimisation: tensors in, tensors out. Does not depend on any model, config or task.
 
 The loss of one batch, for sequences b with tokens c (Shao et al. 2024, arXiv 2402.03300, eq. 3 and 4):
 
@@ -24,8 +24,8 @@ def group_advantages(reward_QK: Tensor, *, scale: Literal["group", "none"] = "gr
                      eps: float = 1e-4) -> Tensor:
     """A = (r − μ) / (σ + eps) within each group: arXiv 2402.03300 §4.1.2; the σ of ``ddof`` 0 divides by K.
 
-    ``scale="none"`` leaves A = r − μ (Dr. GRPO, arXiv 2503.20783). Equal rewards give exactly 0, whatever rounding makes
-    of their mean, and so does a group of one. Returns advantage_QK.
+    ``scale="none"`` leaves A = r − μ (Dr. GRPO, arXiv 2503.20783). Equal rewards give exactly 0, even if
+    their mean is rounded, and so does a group of one. Returns advantage_QK.
 
     >>> group_advantages(torch.tensor([[1.0, 1101.0]]), eps=0.0)
     tensor([[-1.,  1.]])
@@ -130,12 +130,14 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
     _one_of("aggregation", aggregation, get_args(Aggregation))
     logp_BC, old_logp_BC, ref_logp_BC = (torch.where(mask_BC, x_BC, torch.zeros_like(x_BC))
                                          for x_BC in (logp_BC, old_logp_BC, ref_logp_BC))
-    how = dict(mode=aggregation, length=length, total=total)
+
+    def averaged(term_BC: Tensor) -> Tensor:
+        return aggregate(term_BC, mask_BC, mode=aggregation, length=length, total=total)
 
     ratio_BC = policy_ratio(logp_BC, old_logp_BC)
     objective_BC = clipped_surrogate(ratio_BC, advantage_B, clip_low=clip_low, clip_high=clip_high)
-    objective = aggregate(objective_BC, mask_BC, **how)
-    kl = aggregate(kl_penalty(logp_BC, ref_logp_BC, estimator=kl_estimator), mask_BC, **how)
+    objective = averaged(objective_BC)
+    kl = averaged(kl_penalty(logp_BC, ref_logp_BC, estimator=kl_estimator))
 
     clipped_BC = (objective_BC < ratio_BC * advantage_B[:, None]).to(ratio_BC)
     metrics = {"objective": objective, "kl": kl, "ratio_drift": aggregate(ratio_BC - 1, mask_BC, mode="token"),

@@ -1,7 +1,9 @@
 """The walls of the house as a table of rooms: who may import whom, and where a library or a device may be named."""
 
 import ast
+import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from tests.paths import ROOT
 
 PACKAGE = sorted((ROOT / "minigrpo").rglob("*.py"))
 RECIPES = [ROOT / "train.py", ROOT / "eval.py"]
-MODEL = {"policy", "policy/fast", "policy/files"}
+MODEL = {"policy", "policy/fast", "policy/files", "policy/generation"}
 SQL = {"task/sql", "task/sql/data", "task/sql/engines"}
 STEP = {"config", "grpo", "rollout", "batch", "update"}
 
@@ -22,22 +24,23 @@ ROOMS: dict[str, set[str]] = {
     # The mathematics, the model and the task do not know each other.
     "grpo": {"common"},
     "policy": {"common", "policy/fast", "policy/files"},
+    "policy/generation": {"common", "policy", "policy/fast"},
     "policy/fast": {"common"},
     "policy/files": {"common", "policy"},
-    "task": {"common", "config", "task/sql"},
+    "task": {"common", "config", "task/sql", "task/sql/engines"},
     "task/sql": {"common", "config", "task", "task/sql/data", "task/sql/engines"},
-    "task/sql/data": {"common", "task", "task/sql", "task/sql/engines"},
-    "task/sql/engines": {"common", "task", "task/sql"},
+    "task/sql/data": {"common", "task/sql", "task/sql/engines"},
+    "task/sql/engines": {"common"},
     # One step.
-    "rollout": {"common", "config", "task"} | MODEL | SQL,
+    "rollout": {"common", "config", "task"} | MODEL,
     "batch": {"common", "config", "grpo", "rollout"} | MODEL,
     "update": {"common", "config", "grpo", "batch"} | MODEL,
     # What surrounds it.
-    "evaluation": {"common", "config", "rollout", "task"} | MODEL | SQL,
-    "training": {"common", "evaluation", "task"} | STEP | MODEL | SQL,
-    "reports": {"common", "config", "evaluation", "task"} | SQL | STEP,
+    "evaluation": {"common", "config", "rollout", "task"} | MODEL,
+    "training": {"common", "evaluation", "task"} | STEP | MODEL,
+    "reports": {"common", "config", "evaluation", "task"},
     "experiments": {"common", "config", "evaluation", "reports", "task", "training"} | SQL,
-    "planning": {"common", "task", "training"} | STEP | MODEL | SQL,
+    "planning": {"common", "config", "batch", "task", "training"} | MODEL,
 }
 THIRD_PARTY = {"torch", "safetensors", "tokenizers", "huggingface_hub", "pymysql", "tqdm", "matplotlib"}
 
@@ -51,6 +54,7 @@ def room_of(name: str) -> str:
     return name if "/" not in name else name.rpartition("/")[0]
 
 
+@cache
 def imports(file: Path) -> set[str]:
     """Dotted names that a file imports: "torch", "minigrpo.task.sql.answer", ..."""
     found = set()
@@ -76,7 +80,7 @@ def users_of(library: str) -> list[str]:
 
 def test_the_reader_of_imports_sees_what_is_there():
     # rollout.py imports the config module, the search and the clock, and torch: three ways of writing it.
-    assert {"config", "policy/search", "common/clock"} <= ours(ROOT / "minigrpo/rollout.py")
+    assert {"config", "policy/generation/search", "common/clock"} <= ours(ROOT / "minigrpo/rollout.py")
     assert "torch" in imports(ROOT / "minigrpo/rollout.py")
 
 
@@ -93,6 +97,18 @@ def test_every_file_is_in_a_room_and_imports_only_what_its_room_may():
 
 def test_the_mathematics_knows_shapes_alone():
     assert ours(ROOT / "minigrpo/grpo.py") == {"common/shapes"}
+
+
+def test_the_contract_is_all_that_the_rest_knows_of_a_task():
+    """But for the experiments, which study the rewards of the SQL task."""
+    door = {"task/contract", "task/kinds", "task/stream"}
+    for file in PACKAGE:
+        name = name_of(file)
+        if not name.startswith(("task/", "experiments/")):
+            assert {other for other in ours(file) if other.startswith("task/")} <= door, name
+    for name in ("contract", "stream"):
+        assert all(other.startswith("common/") or other == "task/contract"
+                   for other in ours(ROOT / f"minigrpo/task/{name}.py")), name
 
 
 def test_the_model_and_the_task_never_meet():
@@ -115,20 +131,26 @@ def test_every_file_has_its_tests():
             assert (ROOT / "tests" / place.with_name(f"test_{place.name}")).exists(), place
 
 
+def test_the_map_of_the_package_names_every_file():
+    drawn = (ROOT / "minigrpo/README.md").read_text(encoding="utf-8").split("```")[1]
+    named = sorted(word for word in drawn.split() if word.endswith(".py"))
+    assert named == sorted(file.name for file in PACKAGE if file.name != "__init__.py")
+
+
 def test_nobody_imports_the_recipes():
     for file in PACKAGE:
         assert not imports(file) & {"train", "eval"}, file
 
 
 @pytest.mark.parametrize("library, home", [
-    ("tokenizers", "policy/tokenizer"), ("safetensors", "policy/files/weights"), ("huggingface_hub", "policy/files/hub"),
-    ("sqlite3", "task/sql/engines/sqlite"), ("tqdm", "common/console"), ("matplotlib", "reports/plots")])
+    ("tokenizers", "policy/tokenizer"), ("safetensors", "policy/files/tensors"), ("huggingface_hub", "policy/files/hub"),
+    ("sqlite3", "task/sql/engines/sqlite"), ("tqdm", "common/console"), ("matplotlib", "reports/drawing")])
 def test_a_library_is_named_in_one_file(library, home):
     assert users_of(library) == [home]
 
 
 def test_the_client_of_mariadb_is_named_where_queries_run_and_where_they_are_prepared():
-    assert users_of("pymysql") == ["task/sql/engines/mariadb", "task/sql/engines/mariadb_setup"]
+    assert users_of("pymysql") == [f"task/sql/engines/{name}" for name in ("mariadb", "mariadb_driver", "mariadb_setup")]
 
 
 def test_nothing_is_unpickled_or_run_as_code_and_nothing_undeclared_is_imported():
@@ -140,6 +162,7 @@ def test_nothing_is_unpickled_or_run_as_code_and_nothing_undeclared_is_imported(
                     "os.popen"} & set(calls(file)), file
 
 
+@cache
 def calls(file: Path) -> list[str]:
     return [ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call)]
@@ -167,3 +190,15 @@ def test_every_except_names_its_class():
                 named = {ast.unparse(part) for part in getattr(node.type, "elts", [node.type])} if node.type else set()
                 bare = not named or named & {"Exception", "BaseException"}
                 assert not bare or (file in PACKAGE and name_of(file) in BARE), (file.name, node.lineno)
+
+
+def test_each_file_that_serves_speed_alone_says_what_it_replaces_and_which_test_shows_that_nothing_else_changes():
+    for file in PACKAGE:
+        if room_of(name_of(file)) != "policy/fast" or file.name == "__init__.py":
+            continue
+        said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        assert "\nReplaces: " in said and "\nFaster because: " in said, file
+        proofs = re.findall(r"(tests/[\w/]+\.py)::(\w+)", said)
+        assert proofs, file
+        for place, name in proofs:
+            assert f"\ndef {name}(" in (ROOT / place).read_text(encoding="utf-8"), (file, name)

@@ -7,18 +7,13 @@ import torch
 
 from minigrpo.batch import make_batch, pack
 from minigrpo.common.clock import Clock
-from minigrpo.common.device import generator
 from minigrpo.config import GRPO
-from minigrpo.policy.files.weights import load_model
-from minigrpo.policy.lora import add_lora
-from tests.test_update import SPREAD, make_groups
+from tests.test_update import SPREAD, adapted, make_groups
 
 
 @pytest.fixture
 def model(sql_model):
-    model = load_model(sql_model, dtype=torch.float32, device="cpu")
-    add_lora(model, rank=4, alpha=8.0, generator=generator(0, 0, "adapters"))
-    return model
+    return adapted(sql_model)
 
 
 def test_the_batch_by_hand(model):
@@ -33,6 +28,10 @@ def test_the_batch_by_hand(model):
     assert part.ids_QKC[place[0], 1, :lengths[0][1]].tolist() == list(groups[0].rollouts[1].completion.ids)
     torch.testing.assert_close(part.advantage_QK[place[0]], torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=0)
     assert part.advantage_QK[place[1]].tolist() == [0.0, 0.0]
+    # For the records all of them stand together, in the order of the groups, as exact as they were computed.
+    assert batch.advantage_QK.dtype == torch.float64 and batch.advantage_QK.device.type == "cpu"
+    assert batch.advantage_QK[0].tolist() == pytest.approx([-600.5 / 600.5001, 600.5 / 600.5001], abs=1e-12)
+    assert torch.equal(batch.advantage_QK.float(), part.advantage_QK[place])
 
 
 def test_a_long_completion_pads_none_of_the_others():
@@ -61,3 +60,11 @@ def test_old_log_probs_are_kept_only_for_a_second_update(model):
     assert once.parts[0].old_logp_BC is None
     # at the start policy and reference are one, and the passes compute the same shapes: equal bits
     assert twice.parts[0].old_logp_BC.equal(twice.parts[0].ref_logp_BC)
+
+
+def test_with_checkpointing_the_memory_of_the_last_search_is_freed_first(model, monkeypatch):
+    released = []
+    monkeypatch.setattr("minigrpo.batch.release", released.append)
+    for model.checkpointing in (False, True):
+        make_batch(make_groups(SPREAD), model, GRPO(), temperature=1.0, clock=Clock())
+    assert released == [model]

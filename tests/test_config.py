@@ -1,15 +1,15 @@
-"""config.py: strict in every way a config can be wrong, with one sentence each."""
+"""config.py: the keys, their defaults and ranges, and that the manual says the same. How a file is read: test_settings.py."""
 
 import json
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from minigrpo.config import KEYS, NewModel, dump_config, flatten, load_config, require
 from tests.paths import ROOT
 
-TOO_MUCH = "{file} is not valid TOML: expected at most 1,048,576 bytes, and 100 dots in a line"
 GOOD = '[model]\npath = "m"\n[run]\nout = "o"\n'
 
 
@@ -34,31 +34,16 @@ def test_defaults_overrides_and_their_order(tmp_path):
                                              "the nearest is generation.completions"),
     ("[gnration]\ncompletions = 2", None, "{file}: there is no key gnration.completions; the nearest is "
                                           "generation.completions"),
-    ("", "completions=2", "--set: there is no key completions; the nearest is generation.completions"),
-    ("", "generation.completions", "--set generation.completions: expected section.key=value"),
-    ("", "generation.completions=two", "--set: generation.completions: expected an integer, got 'two'"),
     ("", "generation.completions=0", "--set: generation.completions: expected an integer ≥ 1, got 0"),
-    ("", "generation.completions=true", "--set: generation.completions: expected an integer, got True"),
     ("", "generation.early_stopping=1", "--set: generation.early_stopping: expected true or false, got 1"),
     ("", "grpo.clip_low=1.5", "--set: grpo.clip_low: expected a number ≥ 0 and ≤ 1, got 1.5"),
     ("", "grpo.max_grad_norm=0", "--set: grpo.max_grad_norm: expected a number > 0, got 0.0"),
-    ("", "grpo.learning_rate=inf", "--set: grpo.learning_rate: expected a number, got inf"),
-    ("", "grpo.learning_rate=nan", "--set: grpo.learning_rate: expected a number, got nan"),
     ("", "generation.method=beams", "--set: generation.method: expected one of beam, sample, got 'beams'"),
     ("", "database.engine=postgres", "--set: database.engine: expected one of mariadb, sqlite, mock, got 'postgres'"),
     ("", "lora.targets=q_proj", "--set: lora.targets: expected a list of strings, got 'q_proj'"),
     ("[model.new]\nwdth = 8", None, "{file}: there is no key model.new.wdth; the nearest is model.new.width"),
     ("", "model.new.wdth=8", "--set: there is no key model.new.wdth; the nearest is model.new.width"),
     ("[model.new]\nvocabulary = 256", None, "{file}: model.new.vocabulary: expected an integer ≥ 257, got 256"),
-    ("", "model.new.width=8.0", "--set: model.new.width: expected an integer, got 8.0"),
-    ("[model.new.deeper]\nwidth = 8", None, "{file}: there is no key model.new.deeper; the nearest is model.new.layers"),
-    ("[warmup.new]\nwidth = 8", None, "{file}: there is no key warmup.new; the nearest is warmup.source"),
-    ("[run.steps]\nwidth = 8", None, "{file}: run.steps: expected an integer, got {{'width': 8}}"),
-    ("[new]\nwidth = 8", None, "{file}: there is no key new.width; the nearest is model.new.width"),
-    ('[warmup]\n"batch\\n" = 1', None, "{file}: there is no key warmup.batch\\n; the nearest is warmup.batch"),
-    ("[warmup]\nlearning_rate = 1" + 400 * "0", None, "{file}: warmup.learning_rate: expected a number, got 1" + 79 * "0"),
-    ("[warmup]\nsource = " + 9999 * "[", None, "{file} is not valid TOML: maximum recursion depth exceeded"),
-    ("[warmup]\n" + 101 * "a." + "a = 1", None, TOO_MUCH), ("#" * 2**20, None, TOO_MUCH),
 ])
 def test_one_sentence_for_what_is_wrong(tmp_path, line, override, sentence):
     file = write(tmp_path, GOOD + line)
@@ -67,25 +52,10 @@ def test_one_sentence_for_what_is_wrong(tmp_path, line, override, sentence):
     assert str(caught.value) == sentence.format(file=file)
 
 
-@pytest.mark.parametrize("where", ["file", "--set"])
-def test_a_value_where_a_section_is_expected_is_one_sentence(tmp_path, where):
-    """As [model] with "new = 3", or from the command line."""
-    file = write(tmp_path, '[model]\npath = "m"\n' + ("new = 3\n" if where == "file" else ""))
-    with pytest.raises(ValueError) as caught:
-        load_config(file, ["model.new=3"] if where == "--set" else [])
-    assert re.fullmatch(f"{file if where == 'file' else '--set'}: .*\\bmodel.new\\b.*", str(caught.value))
-    assert "model.new." in str(caught.value)                # a key that is there
-
-
 def test_a_section_within_a_section(tmp_path):
-    """As [model.new], inline, or in dotted keys; the rest of it, and of [model], keeps its defaults."""
-    for text in ("[model.new]\nwidth = 8\nheads = 2\n[model]\npath = 'new'\n",
-                 "[model]\npath = 'new'\nnew = {width = 8, heads = 2}\n",
-                 "[model]\npath = 'new'\nnew.width = 8\nnew.heads = 2\n",
-                 "model.path = 'new'\nmodel.new = {width = 8, heads = 2}\n"):
-        config = load_config(write(tmp_path, text))
-        assert (config.model.path, config.model.device) == ("new", "auto")
-        assert config.model.new == NewModel(width=8, heads=2)
+    """The rest of [model.new], and of [model], keeps its defaults."""
+    config = load_config(write(tmp_path, "[model.new]\nwidth = 8\nheads = 2\n[model]\npath = 'new'\n"))
+    assert (config.model.path, config.model.device, config.model.new) == ("new", "auto", NewModel(width=8, heads=2))
     assert load_config(write(tmp_path, GOOD)).model.new == NewModel()
     assert load_config(write(tmp_path, "[model.new]\n")).model.new == NewModel()
 
@@ -105,17 +75,6 @@ def test_what_has_no_default_is_asked_for_by_those_who_need_it(tmp_path):
         require(config, "model.path", "run.out")
 
 
-def test_files_that_are_no_config(tmp_path):
-    with pytest.raises(ValueError, match="nowhere.toml: No such file or directory"):
-        load_config(tmp_path / "nowhere.toml")
-    with pytest.raises(ValueError, match="c.toml is not valid TOML: "):
-        load_config(write(tmp_path, "[model\n"))
-    with pytest.raises(ValueError, match="c.toml is not valid TOML: "):
-        load_config(write(tmp_path, "[run]\nsteps = 1\nsteps = 2\n"))
-    with pytest.raises(ValueError, match="c.toml: steps stands outside any"):
-        load_config(write(tmp_path, "steps = 1\n"))
-
-
 def test_the_resolved_config_reads_back_equal(tmp_path):
     config = load_config(write(tmp_path, GOOD), ['task.path=q"uote \\ é', "grpo.learning_rate=3e-7", "model.new.width=8",
                                                  'evaluation.report=["a", "b\\"c"]', "model.adapter=x"])
@@ -128,11 +87,11 @@ def test_the_resolved_config_reads_back_equal(tmp_path):
 def test_every_key_is_documented_and_its_default_is_in_its_own_range():
     for dotted, spec in KEYS.items():
         assert spec.metadata["doc"], dotted
-        low, above, high, choices = (spec.metadata[name] for name in ("low", "above", "high", "choices"))
+        low, above, high = (spec.metadata[name] for name in ("low", "above", "high"))
         assert above is None or spec.default > above, dotted
         assert low is None or spec.default >= low, dotted
         assert high is None or spec.default <= high, dotted
-        assert not choices or spec.default in choices, dotted
+        assert get_origin(spec.type) is not Literal or spec.default in get_args(spec.type), dotted
 
 
 @pytest.mark.parametrize("file", [*sorted((ROOT / "configs").glob("*.toml")), ROOT / "tests/data/shop/shop.toml"],
@@ -141,7 +100,7 @@ def test_the_configs_we_ship_load(file):
     load_config(file)
 
 
-def test_the_manual_in_the_readme_is_the_code():
+def test_the_config_manual_is_the_code():
     rows = [f"| `{dotted}` | `{json.dumps(spec.default)}` | {spec.metadata['doc']} |" for dotted, spec in KEYS.items()]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert [line for line in readme if re.match(r"\| `[a-z]+\.", line)] == rows
+    manual = (ROOT / "configs/README.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in manual if re.match(r"\| `[a-z]+\.", line)] == rows, "expected:\n" + "\n".join(rows)

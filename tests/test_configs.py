@@ -22,11 +22,13 @@ import transformers
 
 from minigrpo.config import load_config
 from minigrpo.policy.architecture import read_architecture
-from minigrpo.policy.files.weights import save_tensors
-from minigrpo.policy.model import CausalLM, initialise
+from minigrpo.policy.files.new_model import initialise
+from minigrpo.policy.files.tensors import save_tensors
+from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import train_bpe
-from minigrpo.training.assemble import load_data, open_judge
-from minigrpo.training.run import checkpoints
+from minigrpo.task.kinds import make_task
+from minigrpo.training.data import load_data
+from minigrpo.training.folder import checkpoints
 from minigrpo.training.starting_model import load_start
 from tests.mariadb_server import needs_mariadb
 from tests.paths import MINI, ROOT
@@ -63,10 +65,9 @@ CASES = [
 # The file that a case runs may be taken out of configs/; one that is put in without a case is found by the first test.
 HERE = [case for case in CASES if (ROOT / f"configs/{case.name}.toml") in FILES]
 every_case = pytest.mark.parametrize("case", HERE, ids=Case.label)
-# What takes seconds a model is quick for one of each family.
-each_family = pytest.mark.parametrize("case", [
-    pytest.param(case, marks=[pytest.mark.slow] if case.family in {earlier.family for earlier in HERE[:i]} else [])
-    for i, case in enumerate(HERE)], ids=Case.label)
+# What takes seconds a model is quick for the first alone.
+with_training = pytest.mark.parametrize("case", [
+    pytest.param(case, marks=[pytest.mark.slow] if i else []) for i, case in enumerate(HERE)], ids=Case.label)
 
 
 # ------------------------------------------------------------------------------------------------------- the files themselves
@@ -132,8 +133,8 @@ STATEMENTS = ["SELECT 2", "SELEC 1;"]         # one runs, and ends by a token; t
 def prompts(*overrides: str, config: Path | str = "/dev/null") -> list[str]:
     """Of all questions that a run asks, those of training first. No database is needed for them."""
     cfg = load_config(config, [f"task.path={MINI}", *overrides, "database.engine=mock"])
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        return [judge.prompt(question) for question in load_data(cfg).all]
+    with make_task(cfg) as task:
+        return [task.prompt(question) for question in load_data(cfg, task).all]
 
 
 @pytest.fixture(scope="session")
@@ -255,21 +256,21 @@ def records(file: Path) -> list[dict]:
 
 
 @needs_mariadb
-@each_family
+@with_training
 def test_two_steps_are_trained_and_every_number_is_finite(case, trained):
     """One update per rollout: the ratio is 1. The first step's policy is the start policy: its KL is 0. By the reward of the
     paper the statement that runs is worth 1 or more and the other −100, so that some group of each step has something to
     learn from, and the adapters move."""
     steps = [record for record in records(trained.out / "metrics.jsonl") if "reward" in record]
     assert [record["step"] for record in steps] == [0, 1]
-    assert all(math.isfinite(value) for record in steps for value in record.values())
+    assert all(math.isfinite(value) for record in steps for name, value in record.items() if name != "kind")
     assert [record["ratio"] for record in steps] == [1.0, 1.0]
     assert steps[0]["kl"] == 0.0 and steps[1]["kl"] > 0.0
     assert all(record["reward_std"] > 0 and record["grad_norm"] > 0 and record["skipped"] == 0 for record in steps)
 
 
 @needs_mariadb
-@each_family
+@with_training
 def test_the_report_has_the_splits_that_the_config_asks_for(case, trained):
     cfg = load_config(ROOT / f"configs/{case.name}.toml")
     if not cfg.evaluation.report:
@@ -283,7 +284,7 @@ def test_the_report_has_the_splits_that_the_config_asks_for(case, trained):
 
 
 @needs_mariadb
-@each_family
+@with_training
 def test_a_completion_ends_with_the_turns_end_or_with_a_stop_string(case, trained):
     """The statement that runs was taught with the template's turn end, or where there are no turns the model's own, behind it:
     it is the completion's last id, and is no text. The other ends by ";"."""
@@ -297,13 +298,14 @@ def test_a_completion_ends_with_the_turns_end_or_with_a_stop_string(case, traine
 
 
 @needs_mariadb
-@each_family
+@with_training
 def test_the_adapter_in_peft_on_the_same_base_gives_the_same_logits(case, trained):
     """On a real prompt, and as exactly as float32 is, in units of the largest logit. That the adapter does something is seen
     by the same comparison without it."""
     folder = checkpoints(trained.out)[-1]
     file = ROOT / f"configs/{case.name}.toml"
-    policy = load_start(load_config(file, [*trained.overrides, f"model.adapter={folder}"]))
+    cfg = load_config(file, [*trained.overrides, f"model.adapter={folder}"])
+    policy = load_start(cfg, make_task(cfg))
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     ids_QT = torch.tensor([policy.tokenizer.encode(prompts(*trained.overrides, config=file)[0])])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
@@ -318,13 +320,14 @@ def test_the_adapter_in_peft_on_the_same_base_gives_the_same_logits(case, traine
 
 
 @needs_mariadb
-@each_family
+@with_training
 def test_the_checkpoint_is_evaluated_on_dev(case, cli, eval_recipe, trained, tmp_path):
     file = ROOT / f"configs/{case.name}.toml"
     adapter = ["--adapter", checkpoints(trained.out)[-1]]
     ended = cli(eval_recipe, *trained.arguments, *adapter, "--split", "dev", "--out", tmp_path, config=file)
     assert ended.status == 0, ended
-    questions = load_data(load_config(file, trained.overrides)).dev
+    cfg = load_config(file, trained.overrides)
+    questions = load_data(cfg, make_task(cfg)).dev
     assert [row["index"] for row in records(tmp_path / "rows.jsonl")] == [question.index for question in questions]
     assert {row["sql"] for row in records(tmp_path / "rows.jsonl")} <= {"SELECT 2", "SELEC 1"}
 
@@ -335,7 +338,7 @@ def unfolded(text: str) -> str:
 
 
 @needs_mariadb
-@each_family
+@with_training
 def test_a_dry_run_names_family_size_and_longest_prompt(case, cli, train_recipe, small_model, tmp_path):
     """The longest as transformers' tokenizer counts it, a token in front included where the published tokenizer has one."""
     small, out = small_model(case), tmp_path / "run"

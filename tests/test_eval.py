@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from minigrpo.config import load_config
-from minigrpo.training.run import checkpoints
+from minigrpo.task.sql.task import SQLTask
+from minigrpo.training.folder import checkpoints
 from tests.mariadb_server import needs_mariadb
 from tests.paths import MINI, ROOT
+from tests.temptabqa import BENCHMARK, needs_gold
 
 GOLD = MINI / "gold_sql.jsonl"
 FIELDS = ["split", "index", "kind", "question", "gold", "sql", "status", "answer", "ems", "rems", "strict", "invented",
@@ -170,6 +172,7 @@ def test_where_results_go_and_that_every_test_split_is_evaluated_unless_told(cli
         assert lines["questions"] == ["2", "3", "1", "absent", "1", "1", "absent"]
 
 
+@pytest.mark.slow
 def test_made_up_athletes_have_two_test_splits_and_a_second_database(cli, eval_recipe, tmp_path):
     """All rows have gold SQL, so suite stands in the table. The model answers with a digit: right by luck on any database."""
     ended = cli(eval_recipe, "--set", "task.kind=athletes", "--set", "task.template=compact", "--out", tmp_path / "out",
@@ -209,7 +212,7 @@ def test_merging_writes_a_model_that_evaluates_alike_and_opens_no_database(train
     train_recipe.train(load_config(small_toml, [f"run.out={run}", "run.steps=1", "grpo.learning_rate=0.3",
                                                 "run.evaluate_every=0"]))
     with monkeypatch.context() as patched:
-        patched.setattr(eval_recipe, "open_judge", lambda *_: pytest.fail("a database was opened"))
+        patched.setattr(SQLTask, "__enter__", lambda task: pytest.fail("a database was opened"))
         ended = cli(eval_recipe, "--adapter", checkpoints(run)[0], "--merge", merged, "--set", "run.out=")
     assert (ended.status, ended.out) == (0, f"written: {merged}\n") and not (run / "eval").exists()
     for name, arguments in (("a", ["--adapter", checkpoints(run)[0]]), ("b", ["--set", f"model.path={merged}"])):
@@ -349,6 +352,7 @@ def test_ctrl_c_is_clean(evaluate, eval_recipe, monkeypatch, out):
     assert len((out / "rows.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_as_a_command(small_toml, out):
     """Nothing on stderr; 100 columns are enough for seven splits (but for a path as long as the user made it)."""
     ended = subprocess.run([sys.executable, str(ROOT / "eval.py"), str(small_toml), "--predictions", str(GOLD), "--out", str(out)],
@@ -360,21 +364,13 @@ def test_as_a_command(small_toml, out):
 
 
 # ------------------------------------------------------------------------------------------------------ the real benchmark
-def find_benchmark() -> Path | None:
-    """As in tests/task/test_temptabqa.py; gold SQL is in the development copy only."""
-    named = os.environ.get("MINIGRPO_TEMPTABQA")
-    places = [Path(named)] if named else [ROOT / "data/TEMPTABQA-C", ROOT.parent / "shared/temptabqa_c"]
-    return next((place for place in places if (place / "gold_sql.jsonl").is_file()), None)
-
-
-BENCHMARK = find_benchmark()
-# BENCHMARK.md §2: (EMS, strict) of correct SQL on MariaDB, ± 0.3 for ties that are undefined.
+# (EMS, strict) of correct SQL on MariaDB, ± 0.3 for ties that are undefined.
 ORACLE = {"original": (98.4, 98.4), "counterfactual": (96.6, 96.6), "small": (98.9, 98.9), "easy": (95.9, 95.9),
           "train": (89.4, 89.1), "dev": (89.0, 88.3)}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BENCHMARK is None, reason="the benchmark with gold SQL is not here (set MINIGRPO_TEMPTABQA)")
+@needs_gold
 @needs_mariadb
 def test_the_oracle_figures_of_the_benchmark(evaluate, out):
     evaluate("--predictions", BENCHMARK / "gold_sql.jsonl", "--set", f"task.path={BENCHMARK}", "--set", "database.engine=mariadb",
@@ -388,7 +384,7 @@ def test_the_oracle_figures_of_the_benchmark(evaluate, out):
         low, high = summary[split]["interval"]["strict"]
         wald = 1.96 * (summary[split]["strict"] * (100 - summary[split]["strict"]) / summary[split]["n"]) ** 0.5
         assert high - low == pytest.approx(2 * wald, rel=0.12), split
-    # BENCHMARK.md §3: the blind ceilings (ties between answers are open, hence 0.6), and EMS of the constant answer.
+    # The blind ceilings (ties between answers are open, hence 0.6), and EMS of the constant answer.
     for split, blind in (("original", 28.4), ("counterfactual", 20.2), ("easy", 41.5)):
         assert summary[split]["blind"] == pytest.approx(blind, abs=0.6), split
     assert [round(summary[split]["constant"], 1) for split in ("original", "easy")] == [77.0, 86.5]
@@ -398,9 +394,9 @@ CONSTANT_QUERY = ("WITH RECURSIVE n AS (SELECT 0 AS i UNION ALL SELECT i + 1 FRO
                   "WHERE i <= 40 OR i >= 1980 UNION ALL SELECT 'Yes' UNION ALL SELECT 'No'")
 
 
-@pytest.mark.skipif(BENCHMARK is None, reason="the benchmark is not here (set MINIGRPO_TEMPTABQA)")
+@needs_gold
 def test_the_constant_query_earns_its_ceiling_in_ems_and_nothing_in_strict(evaluate, out, tmp_path):
-    """BENCHMARK.md §3: 77.0 on original, 86.5 on easy. All of that is EMS without strict, and its values come from nowhere."""
+    """77.0 on original, 86.5 on easy. All of that is EMS without strict, and its values come from nowhere."""
     lines = [(split, i, CONSTANT_QUERY) for split, size in (("original", 578), ("easy", 732)) for i in range(size)]
     evaluate("--predictions", predictions(tmp_path, *lines), "--set", f"task.path={BENCHMARK}")
     for split, ems in (("original", 77.0), ("easy", 86.5)):

@@ -38,7 +38,7 @@ def gradient(function, *inputs):
     return torch.autograd.grad(function(*inputs), inputs, allow_unused=True, materialize_grads=True)
 
 
-# --- what anyone may rely on: names, order and defaults, as DESIGN.md §4 writes them --------------------------------
+# --- what anyone may rely on: names, order and defaults ------------------------------------------------------------
 
 @pytest.mark.parametrize("name, signature", [
     ("group_advantages", "(reward_QK, *, scale='group', ddof=0, eps=0.0001)"),

@@ -23,11 +23,11 @@ import torch
 
 import minigrpo.training.warmup
 from minigrpo.config import load_config
-from minigrpo.policy.files.weights import load_tensors
+from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.answer import render_answer
 from minigrpo.task.sql.engines.database import run_all
-from minigrpo.training.assemble import load_split, open_judge
-from minigrpo.training.run import checkpoints
+from minigrpo.training.folder import checkpoints
 from tests.mariadb_server import needs_mariadb
 from tests.paths import MINI, ROOT
 
@@ -105,8 +105,8 @@ def test_mariadb_judges_the_same_and_goes_the_same_way(run):
     judged = []
     for engine in ("sqlite", "mariadb"):
         cfg = load_config(QUICKSTART, [f"database.engine={engine}"])
-        with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-            judged.append(run_all(judge.database, [(sql, "original") for sql in sqls], 4))
+        with make_task(cfg) as task:
+            judged.append(run_all(task.database, [(sql, "original") for sql in sqls], 4))
     on_both = [(a, b) for a, b in zip(*judged) if a.ok and b.ok]
     assert len(on_both) > len(sqls) / 2
     assert all({render_answer([row]) for row in a.rows} == {render_answer([row]) for row in b.rows} for a, b in on_both)
@@ -115,6 +115,7 @@ def test_mariadb_judges_the_same_and_goes_the_same_way(run):
         assert abs(ends[0] - ends[1]) < 8, (moment, ends)
 
 
+@pytest.mark.slow
 def test_gold_sql_too_long_to_be_written_is_counted(run, capsys):
     """24 tokens are fewer than any gold SQL has but that of easy/born and easy/entered; 80 are enough for all."""
     for tokens, said in ((24, True), (80, False)):
@@ -122,6 +123,7 @@ def test_gold_sql_too_long_to_be_written_is_counted(run, capsys):
         assert ("they are longer\nthan generation.max_new_tokens = 24" in capsys.readouterr().out) == said
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_model(run, whole):
     other = run("run.seed=1", "run.steps=0", "evaluation.report=[]")
     ours, theirs = (load_tensors(out / "new/model.safetensors") for out in (other, whole))
@@ -146,6 +148,7 @@ def test_stopped_in_the_warm_up_it_goes_on(run, whole, monkeypatch, tmp_path, ca
     assert_same(run(out=tmp_path / "run", resume=True), whole)
 
 
+@pytest.mark.slow
 def test_stopped_after_it_nothing_is_made_twice(train_recipe, run, whole, monkeypatch, tmp_path):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_recipe, "collect", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -164,6 +167,7 @@ def test_what_is_half_made_is_no_run_to_start_over_in(train_recipe, cli, run, mo
     assert ended.status == 1 and "already holds a run" in ended.err
 
 
+@pytest.mark.slow
 def test_a_start_that_failed_leaves_nothing_behind(train_recipe, cli, run, whole, tmp_path):
     """A context too short shows when the examples are encoded: the new model is there by then, and is of no use."""
     out = tmp_path / "run"
@@ -192,6 +196,7 @@ def test_its_policy_can_be_evaluated(eval_recipe, cli, whole, tmp_path):
             {name: evaluated[name] for name in ("strict", "ems", "rems", "error_rate")}
 
 
+@pytest.mark.slow
 def test_a_warm_up_by_lora_is_the_reference_and_the_base_stays(run, sql_model):
     """On the model that writes digits: some are right, so GRPO moves what the warm-up has made."""
     out = run("task.kind=temptabqa", f"task.path={MINI}", f"warmup.source={MINI / 'gold_sql.jsonl'}", "warmup.examples=3",
@@ -204,6 +209,7 @@ def test_a_warm_up_by_lora_is_the_reference_and_the_base_stays(run, sql_model):
     assert first["kl"] == 0.0 < last["kl"]
 
 
+@pytest.mark.slow
 def test_gold_sql_of_a_file_warms_a_given_model_up(run, sql_model):
     out = run("task.kind=temptabqa", f"task.path={MINI}", f"warmup.source={MINI / 'gold_sql.jsonl'}", "warmup.examples=3",
               "warmup.epochs=32", f"model.path={sql_model}", "warmup.learning_rate=1e-3", "evaluation.report=[]")
@@ -212,6 +218,7 @@ def test_gold_sql_of_a_file_warms_a_given_model_up(run, sql_model):
     assert not (out / "new").exists() and (out / "base/tokenizer.json").read_bytes() == (sql_model / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_control_deals_the_answers_out_anew(train_recipe, run, whole, monkeypatch):
     """The warm-up is the same, gold SQL and all; what GRPO is told is right is another question's answer."""
     asked = []
@@ -219,7 +226,7 @@ def test_the_control_deals_the_answers_out_anew(train_recipe, run, whole, monkey
                         asked.extend(questions) or collect(questions, *args, **options))
     out = run("task.shuffle_answers=true", "evaluation.report=[]")
     assert (out / "base/model.safetensors").read_bytes() == (whole / "base/model.safetensors").read_bytes()
-    true = {question.id: question for question in load_split(load_config(QUICKSTART).task, "train")}
+    true = {question.id: question for question in make_task(load_config(QUICKSTART)).load("train")}
     assert [question.text for question in asked] == [true[question.id].text for question in asked]
     assert [question.answer for question in asked] != [true[question.id].answer for question in asked]
 
@@ -230,12 +237,12 @@ def test_the_control_deals_the_answers_out_anew(train_recipe, run, whole, monkey
                                                    "from a JSONL file, got \"athletes\""),
     (["warmup.source=gold.jsonl"], "warmup.source, reward.gold_sql: gold SQL for task.kind = \"athletes\" comes from \"athletes\", got \"gold.jsonl\""),
     (["task.kind=temptabqa", f"task.path={MINI}", "warmup.source=nowhere.jsonl"], "there is no file of gold SQL nowhere.jsonl"),
-    (["warmup.examples=5000"], "warmup.examples: 5000 were asked for, athletes has gold SQL for 1670 questions of the split train"),
+    (["warmup.examples=5000"], "warmup.examples: 5000 were asked for, athletes has known solutions for 1670 questions of the split train"),
     (["model.adapter=x"], "model.adapter: a warm-up makes its own start; take one of model.adapter and warmup.source"),
     (["evaluation.report=[\"held\"]"], "unknown split 'held' (did you mean 'heldout'?): the made-up athletes have train, dev, "
                                        "heldout, counterfactual"),
     (["model.new.heads=5"], "model.new: the width 32 is no multiple of twice the 5 heads: rotary positions turn pairs"),
-    (["model.new.max_positions=100"], "warmup: prompt and gold SQL of train/"),
+    (["model.new.max_positions=100"], "warmup: prompt and solution of train/"),
 ])
 def test_a_mistake_is_one_sentence(train_recipe, cli, tmp_path, overrides, sentence):
     ended = cli(train_recipe, *(f"--set={override}" for override in (*SHORT, f"run.out={tmp_path / 'run'}", *overrides)),
@@ -252,7 +259,7 @@ def test_a_source_without_gold_sql(train_recipe, cli, tmp_path):
                       '{"split": "dev", "index": 0, "sql": "SELECT 1", "answerable": true}\n')
     ended = cli(train_recipe, f"--set=run.out={tmp_path / 'run'}", "--set=task.kind=temptabqa", f"--set=task.path={MINI}",
                 f"--set=warmup.source={source}", "--set=evaluation.report=[]", config=QUICKSTART)
-    assert (ended.status, ended.err) == (1, f"train.py: warmup.source: {source} has no gold SQL for the split train\n")
+    assert (ended.status, ended.err) == (1, f"train.py: warmup.source: {source} has no known solution for the split train\n")
 
 
 def command(out: Path, *overrides: str) -> list[str]:
@@ -260,6 +267,7 @@ def command(out: Path, *overrides: str) -> list[str]:
             *(f"--set={override}" for override in (*SHORT, f"run.out={out}", *overrides))]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_no_half_a_model(tmp_path):
     """No file may grow beyond 20 KB: the tokenizer fits, 50,000 weights do not."""
     ended = subprocess.run(command(tmp_path / "run"), cwd=ROOT, capture_output=True, text=True,
@@ -269,6 +277,7 @@ def test_a_full_disk_is_one_sentence_and_no_half_a_model(tmp_path):
     assert "Traceback" not in ended.stderr and not (tmp_path / "run/new").exists()
 
 
+@pytest.mark.slow
 def test_in_a_terminal_of_80_columns_no_line_wraps(tmp_path):
     main, terminal = pty.openpty()
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

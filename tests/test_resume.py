@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from minigrpo.training.run import checkpoints
+from minigrpo.training.folder import checkpoints
 from tests.paths import ROOT
 
 MODULES = {path.stem for path in (ROOT / "minigrpo").rglob("*.py")} | {"train"}
@@ -25,14 +25,15 @@ SHORT = ("warmup.examples=96", "warmup.epochs=6", "warmup.stop_at=99", "warmup.l
          "model.new.mlp_width=64", "run.steps=16", "run.save_every=2", "run.evaluate_every=3", "run.sample_every=2",
          "run.threads=1", "grpo.questions=2", "evaluation.questions=12", 'evaluation.report=["dev"]',
          "generation.max_new_tokens=24", "generation.method=sample",
-         "reward.preset=minigrpo.experiments.sweep.brevity")      # so small a model is never right, and shall learn nevertheless
+         # So small a model is never right, and shall learn nevertheless.
+         "reward.preset=minigrpo.experiments.definitions.brevity")
 
 # In the order in which a run comes by: what is over when a signal comes does not come again.
-PLACES = ["weights.create_model", "update.supervised_update", "warmup._save", "update.supervised_update",
-          "evaluate.evaluate_policy", "warmup._save", "weights.save_model", "evaluate.report_splits", "run.report",
+PLACES = ["new_model.create_model", "warmup.supervised_update", "warmup.save", "warmup.supervised_update",
+          "evaluate.evaluate_policy", "warmup.save", "weights.save_model", "evaluate.report_splits", "run.report",
           "rollout.generate", "database.run_all", "update.update", "run.save", "rollout.generate", "run.record",
           "evaluate.evaluate_policy", "run.save", "update.update", "run.record_evaluation", "evaluate.report_splits"]
-ONCE = ["weights.create_model", "weights.save_model", "run.report"]
+ONCE = ["new_model.create_model", "weights.save_model", "run.report"]
 
 # Imports all once, then forks a run for each line it reads: [arguments], signal, place, seconds before and within the place.
 # It answers with the run's status and where it was when the signal came.

@@ -18,15 +18,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import minigrpo.rollout
+import minigrpo.task.sql.task
 from minigrpo.common.files import lock_folder
 from minigrpo.config import load_config
-from minigrpo.policy.files.weights import load_model, load_tensors, save_tensors
+from minigrpo.policy.files.tensors import load_tensors, save_tensors
+from minigrpo.policy.files.weights import load_model
 from minigrpo.task.sql.engines.database import Database
-from minigrpo.training.run import checkpoints
+from minigrpo.training.folder import checkpoints
 from tests.mariadb_server import needs_mariadb
 from tests.paths import MINI, ROOT
 from tests.processes import command_lines
+from tests.quick import rest_slow
 
 PROMISED = ["reward", "reward_std", "kl", "clip_ratio", "grad_norm", "frac_reward_zero_std", "completions/mean_length",
             "completions/clipped_ratio", "strict", "ems", "error_rate", "logp_gap_mean", "logp_gap_max", "seconds/generate",
@@ -117,7 +119,7 @@ def test_every_step_has_a_record_with_the_names_people_know(whole):
     assert [record["step"] for record in steps(whole)] == [0, 1, 2, 3, 4, 5]
     for record in steps(whole):
         assert [name for name in PROMISED if name not in record] == []
-        assert all(type(value) in (int, float) for value in record.values())
+        assert all(type(value) in (int, float) for name, value in record.items() if name != "kind")
         assert record["seconds/generate"] > 0 and record["seconds/update"] > 0
         # Q · K = 8 completions: a share is a number of eighths; of two groups, of halves.
         assert record["error_rate"] * 8 == round(record["error_rate"] * 8)
@@ -139,11 +141,11 @@ def test_the_first_step_starts_where_it_started(whole):
 
 def test_dev_is_evaluated_every_three_steps(whole):
     """After steps 2 and 5 (three and six steps done); dev has one question."""
-    evaluations = [record for record in records(whole) if "reward" not in record]
+    evaluations = [record for record in records(whole) if record["kind"] == "evaluation"]
     assert [record["step"] for record in evaluations] == [2, 5]
     for record in evaluations:
-        assert set(record) == {"step", *(f"dev/{name}" for name in ("n", "of", "strict", "ems", "rems", "error_rate", "hack",
-                                                                "invented"))}
+        assert set(record) == {"kind", "split", "step", *(f"dev/{name}" for name in (
+            "n", "of", "strict", "ems", "rems", "error_rate", "hack", "invented"))} and record["split"] == "dev"
         assert record["dev/n"] == record["dev/of"] == 1
     assert [record["step"] for record in records(whole)] == [0, 1, 2, 2, 3, 4, 5, 5]        # in order of time
 
@@ -253,11 +255,11 @@ def interrupt(monkeypatch, recipe, name: str, number: int, *, call: int, times: 
     monkeypatch.setattr(recipe, name, replaced)
 
 
-@pytest.mark.parametrize("part, call, done", [
+@pytest.mark.parametrize("part, call, done", rest_slow([
     ("collect", 2, 2),              # in step 1, which is finished; 2 steps are saved anyway
     ("update", 3, 3),               # in step 2: its evaluation is due, left out, and made up for
     ("make_batch", 6, 6),           # in the last step
-])
+]))
 def test_after_one_signal_it_goes_on_as_if_nothing_had_been(train_recipe, run, whole, monkeypatch, capsys, part, call, done):
     with monkeypatch.context() as patch:
         interrupt(patch, train_recipe, part, signal.SIGTERM, call=call)
@@ -267,11 +269,11 @@ def test_after_one_signal_it_goes_on_as_if_nothing_had_been(train_recipe, run, w
     assert_same(run(out=out, resume=True), whole)
 
 
-@pytest.mark.parametrize("part, times, before, done", [
+@pytest.mark.parametrize("part, times, before, done", rest_slow([
     ("collect", 2, True, 2),        # twice while generating: the two steps before are saved
     ("update", 2, False, 4),        # twice with the optimiser already moved, in step 5: back to the newest checkpoint
     ("evaluate_policy", 1, True, 3),        # once in an evaluation: that takes long, and is done again
-])
+]))
 def test_at_once_is_at_once_and_goes_on_too(train_recipe, run, whole, monkeypatch, tmp_path, part, times, before, done):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
@@ -342,7 +344,7 @@ def server_of(keeper: int) -> int:
 
 def in_the_middle_of_sql(monkeypatch, calls: set[int], strike: Callable[[], object]) -> None:
     """Do something between the first query of a batch and the others, at its n-th time of all (from 1)."""
-    original, counted = minigrpo.rollout.run_all, iter(range(1, 1000))
+    original, counted = minigrpo.task.sql.task.run_all, iter(range(1, 1000))
 
     def run_all(database: Database, queries: list, threads: int) -> list:
         if next(counted) in calls:
@@ -350,9 +352,10 @@ def in_the_middle_of_sql(monkeypatch, calls: set[int], strike: Callable[[], obje
             strike()
         return original(database, queries, threads)
 
-    monkeypatch.setattr(minigrpo.rollout, "run_all", run_all)
+    monkeypatch.setattr(minigrpo.task.sql.task, "run_all", run_all)
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_a_private_server_killed_again_and_again_changes_no_number(train_recipe, cli, whole, monkeypatch, tmp_path):
     """Three times in the middle of a batch of SQL, of steps or of an evaluation. Whether the run brings the server back itself
@@ -385,8 +388,8 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)
 
 
-@pytest.mark.parametrize("pages, sizes, file", [(1, 0, "metrics.jsonl"), (2, 0, "samples.jsonl"),
-                                                (0, 1, "checkpoints/step-000002"), (0, 3, "checkpoints/step-000004")])
+@pytest.mark.parametrize("pages, sizes, file", rest_slow([
+    (0, 1, "checkpoints/step-000002"), (0, 3, "checkpoints/step-000004"), (1, 0, "metrics.jsonl"), (2, 0, "samples.jsonl")]))
 def test_a_full_disk_ends_the_run_with_a_sentence_and_what_is_there_is_whole(
         train_recipe, run, whole, cli, small_disk, pages, sizes, file):
     """Room for so many pages (the first is config.toml's) or checkpoints: it ends within the first step's record, between that
@@ -429,6 +432,7 @@ def test_ctrl_c_while_torch_is_imported_is_quiet(small_toml, tmp_path, recipe):
     assert (process.communicate()[0], process.returncode) == ("", 130)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["train.py", "eval.py"])
 def test_ctrl_c_is_nothing_to_a_recipe_in_a_scripts_background(small_toml, tmp_path, recipe):
     """A shell without job control has ``command &`` ignore SIGINT: it may come from the import of torch to the end."""
@@ -442,6 +446,7 @@ def test_ctrl_c_is_nothing_to_a_recipe_in_a_scripts_background(small_toml, tmp_p
     assert process.returncode == 0 and (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 @needs_mariadb
 def test_ctrl_c_in_a_terminal_of_80_columns(small_toml, tmp_path):
     """A real terminal, a real Ctrl-C, a real server: status 130, one message, no line that wraps (but for a path as long as
@@ -494,6 +499,7 @@ def test_killed_without_warning_it_resumes_from_the_last_checkpoint(small_toml, 
         assert_same(out, whole)
 
 
+@pytest.mark.slow
 def test_sigterm_from_outside(small_toml, run, whole, tmp_path):
     out = tmp_path / "r"
     overrides = ("run.steps=500", "run.evaluate_every=0")

@@ -68,7 +68,7 @@ def trainer(tmp_path_factory) -> Callable[..., GRPOTrainer]:
                     "logprobs": [list(completion.logprobs) for completion in completions]}
 
         def reward(prompts: list[str], **_: object) -> list[float]:
-            return [group.rollouts[k].reward.total for group, k in chosen(prompts)]
+            return [group.rollouts[k].verdict.reward for group, k in chosen(prompts)]
 
         config = GRPOConfig(output_dir=str(tmp_path_factory.mktemp("trl")), use_cpu=True, bf16=False, report_to=[],
                             num_generations=K, max_completion_length=LENGTH, steps_per_generation=1,

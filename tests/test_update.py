@@ -5,26 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from minigrpo import config
 from minigrpo.batch import Batch, make_batch
 from minigrpo.common.clock import Clock
 from minigrpo.common.device import generator
 from minigrpo.config import GRPO
-from minigrpo.policy.files.weights import Policy, load_model, load_policy, load_tensors, save_tensors
+from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.search import Completion
-from minigrpo.rollout import Group, Judge, Rollout, collect, group_metrics
+from minigrpo.policy.policy import Policy, load_policy
+from minigrpo.rollout import Group, Rollout, collect, group_metrics
+from minigrpo.task.contract import Verdict
 from minigrpo.task.sql.data.temptabqa import load_databases, load_questions
-from minigrpo.task.sql.engines.database import STATUSES, Execution
+from minigrpo.task.sql.engines.database import STATUSES, Limits, MockDatabase
 from minigrpo.task.sql.engines.mariadb import open_private
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 from minigrpo.task.sql.prompt import render_prompt, schema_text
 from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import Reward, make_reward
-from minigrpo.update import load_optimizer, make_optimizer, optimizer_tensors, supervised_update, update
+from minigrpo.training.optimizer_state import optimizer_tensors
+from minigrpo.update import make_optimizer, update
+from tests.given_task import GivenTask
 from tests.mariadb_server import needs_mariadb
 from tests.paths import MINI
 
@@ -32,11 +35,15 @@ GRPO_1 = GRPO(questions=3, learning_rate=1e-2, kl_coef=0.04)
 LENGTH = 8
 
 
-@pytest.fixture
-def model(sql_model):
-    model = load_model(sql_model, dtype=torch.float32, device="cpu")
+def adapted(folder: Path) -> CausalLM:
+    model = load_model(folder, dtype=torch.float32, device="cpu")
     add_lora(model, rank=4, alpha=8.0, generator=generator(0, 0, "adapters"))
     return model
+
+
+@pytest.fixture
+def model(sql_model):
+    return adapted(sql_model)
 
 
 def start(folder: Path, lora: config.LoRA, generation: config.Generation) -> Policy:
@@ -57,7 +64,7 @@ def make_groups(rewards: list[list[float]], seed: int = 0) -> list[Group]:
     for i, totals in enumerate(rewards):
         completions = [ids(1, LENGTH) for _ in totals]
         groups.append(Group(Question(f"t/{i}", "t", i, "", "1", "d", "1"), ids(3, 9), tuple(
-            Rollout(Completion(c, (-1.0,) * len(c), True), "", "", Execution("ok"), Reward(total, {}))
+            Rollout(Completion(c, (-1.0,) * len(c), True), "", Verdict(total, {}, "ok", "", ""))
             for c, total in zip(completions, totals))))
     return groups
 
@@ -68,7 +75,7 @@ SPREAD = [[-100.0, 1101.0], [1.0, 1.0], [1.0, 51.0]]
 def one_step(model, groups, grpo=GRPO_1, optimizer=None):
     optimizer = optimizer or make_optimizer(model, grpo)
     batch = make_batch(groups, model, grpo, temperature=1.0, clock=Clock())
-    return batch, update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock())
+    return batch, update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock()).metrics
 
 
 def snapshot(model):
@@ -168,8 +175,7 @@ def test_several_updates_move_the_ratio_and_keep_the_old_policy(model):
     grpo = dataclasses.replace(GRPO_1, updates_per_rollout=2)
     optimizer, groups = make_optimizer(model, grpo), make_groups(SPREAD)
     batch = make_batch(groups, model, grpo, temperature=1.0, clock=Clock())
-    first = update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock())
-    second = update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock())
+    first, second = (update(model, optimizer, batch, grpo, length=LENGTH, clock=Clock()).metrics for _ in range(2))
     assert first["ratio"] == 1.0 and abs(second["ratio"] - 1) > 1e-4
     assert first["kl"] == 0.0 < second["kl"]
 
@@ -226,7 +232,7 @@ def too_large_a_gradient(model, batch):
 
 
 def batch_of(part):
-    return Batch((part,), 1.0)
+    return Batch((part,), 1.0, part.advantage_QK)
 
 
 @pytest.mark.parametrize("poison, fault", [
@@ -244,9 +250,8 @@ def test_a_step_that_is_not_finite_is_dropped_counted_and_located(model, poison,
     one_step(model, groups, optimizer=optimizer)
     before, moments = snapshot(model), clones(optimizer_tensors(optimizer, adapter_parameters(model)))
     batch = make_batch(groups, model, GRPO_1, temperature=1.0, clock=Clock())
-    faults = []
-    report = update(model, optimizer, poison(model, batch), GRPO_1, length=LENGTH, clock=Clock(), faults=faults)
-    assert report["skipped"] == 1.0 and faults == [fault.format(first=batch.parts[0].names[0])]
+    done = update(model, optimizer, poison(model, batch), GRPO_1, length=LENGTH, clock=Clock())
+    assert done.metrics["skipped"] == 1.0 and done.fault == fault.format(first=batch.parts[0].names[0])
     assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
     now = optimizer_tensors(optimizer, adapter_parameters(model))
     assert moments.keys() == now.keys() and all(torch.equal(moments[name], now[name]) for name in now)
@@ -254,10 +259,9 @@ def test_a_step_that_is_not_finite_is_dropped_counted_and_located(model, poison,
 
 
 def test_a_step_that_is_finite_has_no_fault(model):
-    groups, faults = make_groups(SPREAD), []
-    batch = make_batch(groups, model, GRPO_1, temperature=1.0, clock=Clock())
-    report = update(model, make_optimizer(model, GRPO_1), batch, GRPO_1, length=LENGTH, clock=Clock(), faults=faults)
-    assert report["skipped"] == 0.0 and faults == []
+    batch = make_batch(make_groups(SPREAD), model, GRPO_1, temperature=1.0, clock=Clock())
+    done = update(model, make_optimizer(model, GRPO_1), batch, GRPO_1, length=LENGTH, clock=Clock())
+    assert done.metrics["skipped"] == 0.0 and done.fault == ""
 
 
 def clones(tensors):
@@ -269,23 +273,23 @@ def test_an_empty_completion_and_one_of_a_single_token_among_others(model):
     start all ratios are 1, so with KL off the loss is minus the mean of the live sequences' advantages."""
     group, = make_groups([[3.0, 0.0, 0.0]])
     long, _, one = group.rollouts
-    empty = dataclasses.replace(one, completion=Completion((), (), True), sql=None, execution=Execution("no_sql"))
-    one = dataclasses.replace(one, completion=Completion((7,), (-1.0,), True))
     terms = {"strict": 0.0, "ems": 0.0, "rems": 0.0}
-    group = dataclasses.replace(group, rollouts=tuple(dataclasses.replace(rollout, reward=Reward(rollout.reward.total, terms))
-                                                      for rollout in (long, empty, one)))
+    long, one = (dataclasses.replace(rollout, verdict=dataclasses.replace(rollout.verdict, terms=terms)) for rollout in (long, one))
+    empty = Rollout(Completion((), (), True), "", Verdict(0.0, terms, "no_sql", "", None))
+    one = dataclasses.replace(one, completion=Completion((7,), (-1.0,), True))
+    group = dataclasses.replace(group, rollouts=(long, empty, one))
     # Rewards 3, 0, 0: mean 1, deviations 2, −1, −1, their root mean square √2.
     expected = -(2 - 1) / (2 ** 0.5 + 1e-4) / 2
     batch, report = one_step(model, [group], dataclasses.replace(GRPO_1, kl_coef=0.0))
     assert report["loss"] == pytest.approx(expected, rel=1e-5) and report["skipped"] == 0.0 < report["grad_norm"]
-    metrics = group_metrics([group])
+    metrics = group_metrics([group], GivenTask(str, MockDatabase(), make_reward("paper")))
     assert metrics["completions/mean_length"] == pytest.approx((len(long.completion.ids) + 0 + 1) / 3)
     assert metrics["status/no_sql"] == pytest.approx(1 / 3)
 
 
 def test_a_batch_without_a_token_moves_nothing(model):
     """Empty completions, which no search makes but a hand may write: loss 0, gap 0, no gradient, nothing dropped."""
-    nothing = Rollout(Completion((), (), True), "", None, Execution("no_sql"), Reward(-100.0, {}))
+    nothing = Rollout(Completion((), (), True), "", Verdict(-100.0, {}, "no_sql", "", None))
     group = Group(Question("t/0", "t", 0, "", "1", "d", "1"), (1, 2), (nothing, nothing))
     _, report = one_step(model, [group, group])
     assert (report["loss"], report["logp_gap_max"], report["grad_norm"], report["skipped"]) == (0.0, 0.0, 0.0, 0.0)
@@ -295,150 +299,6 @@ def test_one_completion_a_question_teaches_nothing(model):
     """K = 1: the reward is its own mean, A is exactly 0."""
     batch, report = one_step(model, make_groups([[1101.0], [-100.0]]))
     assert batch.parts[0].advantage_QK.tolist() == [[0.0], [0.0]] and report["grad_norm"] == 0.0
-
-
-# -------------------------------------------------------------------------------------------------------- maximum likelihood
-# Prompts and completions of very different lengths, a completion of one token among them: 1 + 9 + 4 + 2 = 16 tokens.
-EXAMPLES = [([5, 6, 7], [8]), ([*range(40, 70)], [*range(100, 109)]), ([9], [10, 11, 12, 10]), ([*range(20, 32)], [1, 2])]
-
-
-def exact(folder: Path) -> CausalLM:
-    """In float64, all of whose weights move: what is left of a difference is one of the formulas."""
-    return load_model(folder, dtype=torch.float64, device="cpu").requires_grad_(True)
-
-
-def supervised(model, examples=EXAMPLES, *, micro_batch_tokens=8192, max_grad_norm=1e9):
-    """(gradient by name, report) of one step of SGD with a rate of 1; the model is put back."""
-    start = snapshot(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    report = supervised_update(model, optimizer, examples, micro_batch_tokens=micro_batch_tokens, max_grad_norm=max_grad_norm)
-    moved = {name: start[name] - now for name, now in snapshot(model).items()}
-    model.load_state_dict(start)
-    return moved, report
-
-
-def cross_entropy(model, examples):
-    """The mean of −log p over all completion tokens by torch's own cross_entropy, a plain causal pass for each example alone:
-    the token at place i is predicted from i − 1, the first of a completion from the last of its prompt."""
-    total = torch.zeros((), dtype=model.dtype)
-    for prompt, completion in examples:
-        logits = model.logits(model(torch.tensor([[*prompt, *completion]])))[0]
-        total = total + F.cross_entropy(logits[len(prompt) - 1:-1], torch.tensor(completion), reduction="sum")
-    return total / sum(len(completion) for _, completion in examples)
-
-
-@pytest.mark.parametrize("tokens", [1, 20, 45, 8192])
-def test_a_supervised_step_is_cross_entropy_by_hand_however_it_is_cut_up(sql_model, tokens):
-    """Alone, two together, all but the longest, all: the same loss and the same gradient for every weight."""
-    model = exact(sql_model)
-    moved, report = supervised(model, micro_batch_tokens=tokens)
-    loss = cross_entropy(model, EXAMPLES)
-    assert report["loss"] == pytest.approx(loss.item(), rel=1e-9) and report["skipped"] == 0.0
-    named = dict(model.named_parameters())
-    expected = torch.autograd.grad(loss, list(named.values()))
-    assert report["grad_norm"] == pytest.approx(sum(gradient.square().sum().item() for gradient in expected) ** 0.5)
-    for name, gradient in zip(named, expected):
-        assert gradient.any()
-        torch.testing.assert_close(moved[name], gradient, rtol=1e-6, atol=1e-9)
-
-
-def test_a_supervised_step_weighs_tokens_and_not_examples(sql_model):
-    """An example of nine tokens counts nine times what one of one token does: both together are (9 a + 1 b) / 10."""
-    model = exact(sql_model)
-    short, long = EXAMPLES[:2]
-    losses = [supervised(model, examples)[1]["loss"] for examples in ([long], [short], [long, short], [short, long])]
-    assert losses[2] == pytest.approx((9 * losses[0] + losses[1]) / 10) == losses[3]
-    twice, once = supervised(model, [*EXAMPLES, *EXAMPLES]), supervised(model, EXAMPLES)
-    assert twice[1]["loss"] == pytest.approx(once[1]["loss"])
-    assert all(torch.allclose(twice[0][name], once[0][name], atol=1e-12) for name in once[0])
-
-
-def test_a_supervised_step_through_adapters_moves_nothing_else(model):
-    """The gradient is that of the same loss; what is frozen has none."""
-    for parameter in adapter_parameters(model).values():
-        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(parameter.numel()))
-    before, named = snapshot(model), adapter_parameters(model)
-    optimizer = torch.optim.SGD(named.values(), lr=1.0)
-    expected = torch.autograd.grad(cross_entropy(model, EXAMPLES), list(named.values()))
-    supervised_update(model, optimizer, EXAMPLES, micro_batch_tokens=1, max_grad_norm=1e9)
-    for (name, parameter), gradient in zip(named.items(), expected):
-        torch.testing.assert_close(before[name] - parameter, gradient, rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(before[name], now) for name, now in snapshot(model).items() if name not in named)
-
-
-def test_a_supervised_step_is_clipped_and_drops_what_is_not_finite(sql_model):
-    """SGD with a rate of 1 moves by the clipped gradient, whose norm is the limit; the report has what it was."""
-    model = exact(sql_model)
-    moved, report = supervised(model, max_grad_norm=0.01)
-    assert sum(tensor.square().sum().item() for tensor in moved.values()) ** 0.5 == pytest.approx(0.01, rel=1e-3)
-    assert report["grad_norm"] > 0.01
-    with torch.no_grad():
-        model.model.norm.weight[0] = float("nan")
-    moved, report = supervised(model)
-    assert report["skipped"] == 1.0 and all(not tensor.nan_to_num().any() for tensor in moved.values())
-
-
-def test_a_supervised_step_leaves_no_gradient_to_the_next(sql_model):
-    """The second of two equal steps with a rate of 0 has the same gradient as the first, not twice it."""
-    model = exact(sql_model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    first, second = (supervised_update(model, optimizer, EXAMPLES, micro_batch_tokens=1, max_grad_norm=1.0) for _ in range(2))
-    assert first == second and all(parameter.grad is None for parameter in model.parameters())
-
-
-# ------------------------------------------------------------------------------------------------------ the optimiser's state
-def adam(parameters) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters.values(), lr=1e-2, betas=(0.9, 0.98))
-
-
-def test_an_optimiser_that_is_saved_and_loaded_goes_on_bit_for_bit(sql_model, tmp_path):
-    """Two steps, then weights and state through a file into another model and optimiser; two steps more in both."""
-    ours, theirs = (load_model(sql_model, dtype=torch.float32, device="cpu").requires_grad_(True) for _ in "ab")
-    named, others = dict(ours.named_parameters()), dict(theirs.named_parameters())
-    optimizer, other = adam(named), adam(others)
-
-    def steps(model, optimizer):
-        for examples in (EXAMPLES[:2], EXAMPLES[2:]):
-            supervised_update(model, optimizer, examples, micro_batch_tokens=8192, max_grad_norm=1.0)
-
-    steps(ours, optimizer)
-    save_tensors(tmp_path / "o.safetensors", optimizer_tensors(optimizer, named))
-    theirs.load_state_dict(ours.state_dict())
-    load_optimizer(other, others, load_tensors(tmp_path / "o.safetensors"))
-    assert {name: tensor.tolist() for name, tensor in optimizer_tensors(other, others).items()} == \
-           {name: tensor.tolist() for name, tensor in optimizer_tensors(optimizer, named).items()}
-    # AdamW wants its step counts on the CPU, moments beside their weights.
-    for parameter in others.values():
-        state = other.state[parameter]
-        assert state["step"].device.type == "cpu" and state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
-    steps(ours, optimizer)
-    at_once = snapshot(ours)
-    steps(theirs, other)
-    assert all(torch.equal(at_once[name], now) for name, now in snapshot(theirs).items())
-    # The control: without the state the same two steps lead elsewhere.
-    theirs.load_state_dict(load_model(sql_model, dtype=torch.float32, device="cpu").state_dict())
-    steps(theirs, adam(others))
-    steps(theirs, adam(others))
-    assert not any(torch.equal(at_once[name], now) for name, now in snapshot(theirs).items())
-
-
-def test_the_state_of_an_optimiser_by_name(model):
-    """Nothing before the first step; then three tensors for each half of an adapter. A name that begins another's ("a", "ab")
-    takes nothing of it."""
-    named, optimizer = adapter_parameters(model), make_optimizer(model, GRPO_1)
-    assert optimizer_tensors(optimizer, named) == {}
-    load_optimizer(optimizer, named, {})
-    one_step(model, make_groups(SPREAD), optimizer=optimizer)
-    assert set(optimizer_tensors(optimizer, named)) == {f"{name}/{key}" for name in named
-                                                        for key in ("step", "exp_avg", "exp_avg_sq")}
-    pair = {name: torch.nn.Parameter(torch.zeros(2)) for name in ("a", "ab")}
-    state = {f"{name}/{key}": torch.full(shape, float(i)) for i, name in enumerate(pair)
-             for key, shape in (("step", ()), ("exp_avg", (2,)), ("exp_avg_sq", (2,)))}
-    other = adam(pair)
-    load_optimizer(other, pair, state)
-    for i, parameter in enumerate(pair.values()):
-        assert {key: tensor.tolist() for key, tensor in other.state[parameter].items()} == {
-            "step": i, "exp_avg": [i, i], "exp_avg_sq": [i, i]}
 
 
 # ------------------------------------------------------------------------------------------------------ the whole line
@@ -453,10 +313,10 @@ def test_from_answers_alone_it_learns_which_query_is_right(sql_model):
     def train(reward):
         policy = start(sql_model, config.LoRA(), generation)
         optimizer, strict = make_optimizer(policy.model, grpo), []
-        with Judge(lambda question: question.text + "\nSQL query:\n", open_sqlite({"empty": []}), reward, 2) as judge:
+        with GivenTask(lambda question: question.text + "\nSQL query:\n", open_sqlite({"empty": []}), reward) as task:
             for step in range(15):
-                groups = collect(questions, policy, judge, generation, generator=generator(0, step, "sample"), clock=Clock())
-                strict.append(group_metrics(groups)["strict"])
+                groups = collect(questions, policy, task, generation, generator=generator(0, step, "sample"), clock=Clock())
+                strict.append(group_metrics(groups, task)["strict"])
                 batch = make_batch(groups, policy.model, grpo, temperature=1.0, clock=Clock())
                 update(policy.model, optimizer, batch, grpo, length=8, clock=Clock())
         return strict, policy.model
@@ -485,14 +345,14 @@ def test_two_steps_of_smollm2_on_mariadb(smollm2):
     generation = config.Generation(method="sample", completions=3, max_new_tokens=24)
     grpo = config.GRPO(questions=2, learning_rate=1e-4)
     optimizer, reports, statuses = make_optimizer(policy.model, grpo), [], set()
-    with open_private(databases, connections=2) as database:
-        judge = Judge(lambda question: render_prompt("plain", question.text, schema_text("plain", databases["original"], 3)), database,
-                      lambda question, sql, execution: Reward(float(len(sql or "")), {}), 2)
+    with open_private(databases, Limits(connections=2)) as database:
+        task = GivenTask(lambda question: render_prompt("plain", question.text, schema_text("plain", databases["original"], 3)),
+                         database, lambda question, sql, execution: Reward(float(len(sql or "")), {}))
         for step in range(2):
-            groups = collect(questions, policy, judge, generation, generator=generator(0, step, "sample"), clock=Clock())
-            statuses |= {rollout.execution.status for group in groups for rollout in group.rollouts}
+            groups = collect(questions, policy, task, generation, generator=generator(0, step, "sample"), clock=Clock())
+            statuses |= {rollout.verdict.status for group in groups for rollout in group.rollouts}
             batch = make_batch(groups, policy.model, grpo, temperature=1.0, clock=Clock())
-            reports.append(update(policy.model, optimizer, batch, grpo, length=24, clock=Clock()))
+            reports.append(update(policy.model, optimizer, batch, grpo, length=24, clock=Clock()).metrics)
             if step == 0:
                 moved = [name for name, parameter in adapter_parameters(policy.model).items()
                          if name.endswith("lora_B") and parameter.abs().max() > 0]

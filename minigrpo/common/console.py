@@ -1,4 +1,4 @@
-"""A flat dict of numbers → JSONL and one console line; and the clock of a step's phases. Knows no meaning of any number."""
+"""What the program prints: lines, progress bars, tables, untrusted text. The only file that writes to a terminal."""
 
 import sys
 import textwrap
@@ -6,28 +6,27 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-WIDTH, INDENT = 79, 12                          # of what stands beside a label on the console: where it ends and begins
+WIDTH, INDENT = 79, 12                          # columns: where the text beside a label ends, and where it begins
 
 
-# -------------------------------------------------------------------------------------------------------------- console
 def say(text: str = "") -> None:
-    """A line above the progress bar, if there is one."""
+    """Print a line above the progress bar, if there is one."""
     tqdm.write(text)
 
 
 def warn(text: str) -> None:
-    """A line on stderr: what went wrong, and did not end the program."""
+    """Print a line on stderr about a problem that does not end the program."""
     tqdm.write(text, file=sys.stderr)
 
 
 def progress(total: int, description: str, *, initial: int = 0, leave: bool = True) -> tqdm:
-    # A bar of width 0: older versions of tqdm trim a line to the terminal's width only where there is a bar.
+    # A bar of width 0: older versions of tqdm trim a line to the terminal's width only if it has a bar.
     return tqdm(total=total, initial=initial, desc=f"{description} ", leave=leave, dynamic_ncols=True, smoothing=0.1,
                 bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}{bar:0}")
 
 
 def headline(metrics: Mapping[str, float]) -> str:
-    """What to look at first, in this order: beside the bar's own text a narrow terminal shows the beginning.
+    """The numbers to look at first, most important first, since a narrow terminal cuts the end.
 
     >>> headline({"reward": 312.5, "strict": 0.25, "kl": 0.00123, "error_rate": 0.5, "grad_norm": 0.8})
     'reward 312.5 strict 25% kl 0.0012 err 50% grad 0.8'
@@ -37,7 +36,7 @@ def headline(metrics: Mapping[str, float]) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, without what would command a terminal: a control character is shown as U+FFFD.
+    """``text`` on one line, with control characters shown as U+FFFD, so that it cannot command a terminal.
 
     >>> printable("two\\n lines \\x1b[2J")
     'two lines \ufffd[2J'
@@ -46,8 +45,8 @@ def printable(text: str) -> str:
 
 
 def verbatim(text: str) -> list[str]:
-    """``text`` in its own lines and with its own spaces, none of it a command to a terminal; what is wider than the console
-    goes on in a line that stands further in.
+    """``text`` with its own line breaks and spaces, control characters shown as U+FFFD; a line that is wider than the console
+    continues on an indented one.
 
     >>> verbatim("  id INT,\\n)\\n")
     ['      id INT,', '    )', '    ']
@@ -61,13 +60,13 @@ def _tame(line: str) -> str:
 
 
 def labelled(label: str, text: str, most: int | None = None) -> list[str]:
-    """A label and, beside it, printable ``text``, wrapped; cut after ``most`` lines."""
+    """A label and, beside it, ``text`` made printable, wrapped, and cut after ``most`` lines."""
     return textwrap.wrap(printable(text) or "nothing", WIDTH, initial_indent=f"  {label:<{INDENT - 2}}",
                          subsequent_indent=" " * INDENT, max_lines=most, placeholder=" …")
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows of cells as aligned text; the first row is the head, the first column left-aligned.
+    """Rows of cells as aligned text. The first row is the head; the first column is left-aligned.
 
     >>> print(table([["split", "n"], ["dev", "282"]]))
     split    n

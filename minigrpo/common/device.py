@@ -1,4 +1,4 @@
-"""Device, dtype, threads and randomness: named here and nowhere else. Knows no model and no task."""
+"""Device, dtype, threads, memory and randomness. Only this file and the recorded graphs call CUDA."""
 
 import hashlib
 import os
@@ -15,8 +15,17 @@ from minigrpo.common.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def set_up_torch(threads: int = 0) -> None:
+    """Each recipe calls this once, first: all of PyTorch's global state that minigrpo changes, except for what ``model.fuse``
+    tells the compiler. ``threads`` on the CPU; 0 leaves PyTorch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+    # cuDNN's attention makes a new plan for every length: milliseconds for each layer of each decoded token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto" is the first CUDA device, else the CPU. A device that is not there, or no device: ``ValueError``."""
+    """"auto" is the first CUDA device, else the CPU. ``UserError``: the name is no device, or there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -25,8 +34,6 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UserError(f"model.device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"model.device: {name!r} was asked for; CUDA devices here: {torch.cuda.device_count()}")
-    # cuDNN's attention plans anew for every length, milliseconds for each layer of each decoded token.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
@@ -38,32 +45,26 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def generator(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator that depends on (seed, step, purpose) alone, so that resuming needs no stored randomness."""
+    """A fresh generator that depends on (seed, step, purpose) alone, so that resuming needs no stored state."""
     digest = hashlib.sha256(f"minigrpo {seed} {step} {purpose}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done all it was given; the CPU always has."""
+    """Wait until the device has finished its queued work; the CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def use_threads(count: int) -> None:
-    """CPU threads of PyTorch; 0 leaves its own choice."""
-    if count:
-        torch.set_num_threads(count)
-
-
 def total_memory(device: torch.device) -> int:
-    """Bytes that the CUDA device has, or this machine."""
+    """Bytes of memory of the CUDA device, or of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the CUDA device has left, those that PyTorch holds in reserve too, or this machine."""
+    """Free bytes of the CUDA device, with those that PyTorch holds in reserve, or of this machine."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
@@ -72,8 +73,8 @@ def free_memory(device: torch.device) -> int:
 
 @contextmanager
 def memory_explained(device: torch.device, work: str, remedy: str) -> Iterator[None]:
-    """Within the block, memory that is not to be had is a ``MemoryError`` with the arithmetic: for what ``work`` how much was
-    asked, how much there is, and what to change."""
+    """Within the block, turn an out-of-memory error into a ``MemoryError`` that says for which ``work`` how much was
+    requested, how much is free, and what to lower."""
     try:
         yield
     except RuntimeError as error:           # CUDA's allocator has a class of its own for it, the CPU's only a text
@@ -87,7 +88,7 @@ def memory_explained(device: torch.device, work: str, remedy: str) -> Iterator[N
 
 
 def program_memory(device: torch.device) -> int:
-    """Bytes in use there before any model is loaded: on the CPU those of this process."""
+    """Bytes in use before any model is loaded: on the CPU those of this process."""
     return 0 if device.type == "cuda" else peak_memory(device)
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and locks on folders. Knows nothing of what is in them."""
+"""Atomic writes of files and folders, and locks on folders. Does not depend on what is in them."""
 
 import fcntl
 import os
@@ -10,11 +10,11 @@ from typing import IO
 
 from minigrpo.common.errors import UserError
 
-WRITING, OLD = ".writing", ".old.writing"       # behind the name of what is written aside, of what is set aside for it
+WRITING, OLD = ".writing", ".old.writing"       # suffixes: of a file or folder being written, of the old one it replaces
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write aside, flush to disk, then take the name and place of ``file``: the old content is there or the new, no part."""
+    """Write to a temporary file, flush it to disk, then rename it to ``file``: readers see the old content or the new one."""
     aside = file.with_name(file.name + WRITING)
     try:
         with named(file):
@@ -28,9 +28,9 @@ def write_whole(file: Path, content: bytes) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside ``folder`` to write to; on leaving its files are flushed to disk and it takes the name and place
-    of ``folder``. An error or Ctrl-C leaves the old or the new; SIGKILL or a power cut may leave none, but never half of one,
-    and the old one can be had by ``take_back``."""
+    """Yield a temporary folder to write to; on leaving, its files are flushed to disk and it is renamed to ``folder``. An
+    error or Ctrl-C leaves the old or the new one. SIGKILL or a power cut may leave none, but never half of one; then
+    ``take_back`` restores the old one."""
     aside, old = (folder.with_name(f"{folder.name}{suffix}") for suffix in (WRITING, OLD))
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -46,12 +46,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             flush(folder.parent)
     finally:
         take_back(folder)
-        shutil.rmtree(aside, ignore_errors=True)            # on a full disk it would stand in the way of what comes next
+        shutil.rmtree(aside, ignore_errors=True)            # on a full disk, make room again
     shutil.rmtree(old, ignore_errors=True)
 
 
 def take_back(folder: Path) -> None:
-    """Where ``whole_folder`` was left between its two renames, the old one gets its name again."""
+    """If ``whole_folder`` was interrupted between its two renames, give the old folder its name again."""
     old = folder.with_name(f"{folder.name}{OLD}")
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -59,7 +59,7 @@ def take_back(folder: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Within the block an error of the system's that names no file, as that of a full disk, is one of ``path``."""
+    """Within the block, an ``OSError`` that names no file, such as that of a full disk, is made to name ``path``."""
     try:
         yield
     except OSError as error:
@@ -69,7 +69,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names."""
+    """Flush a file's content, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,7 +78,7 @@ def flush(path: Path) -> None:
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """Hold ``folder`` against a second process until the returned file is closed or we are gone, however we go."""
+    """Lock ``folder`` against other processes until the returned file is closed or this process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("w")

@@ -1,4 +1,4 @@
-"""How a program ends: signals, the status it leaves, and the one sentence for what its user can mend."""
+"""How a program ends: its exit status, the one sentence for an error, and signals."""
 
 import signal
 import sys
@@ -11,8 +11,9 @@ from minigrpo.common.errors import TaskError, UserError
 
 
 def exit_status(program: str, recipe: Callable[[], int]) -> int:
-    """Run a recipe. What is the user's to mend, the machine's or the database's, or numbers that broke, is one sentence on
-    stderr and status 1, not a traceback; Ctrl-C is 130 and SIGTERM 143."""
+    """Run a recipe. An error that the user can mend, or that comes from the machine, a database or broken numbers, is printed
+    as one sentence on stderr with status 1. Any other exception is a bug and keeps its traceback. Ctrl-C is 130, SIGTERM 143.
+    """
     exit_on_signals()
     try:
         return recipe()
@@ -24,7 +25,7 @@ def exit_status(program: str, recipe: Callable[[], int]) -> int:
 
 
 def exit_on_signals() -> None:
-    """SIGTERM and Ctrl-C end the program as an error does, so that what is open gets closed."""
+    """Make SIGTERM and Ctrl-C raise, as an error does, so that everything open is closed."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:           # as in a script's background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -32,8 +33,8 @@ def exit_on_signals() -> None:
 
 @contextmanager
 def first_signal(at_once: Callable[[], bool] = lambda: False) -> Iterator[list[int]]:
-    """Within the block the first SIGINT or SIGTERM is but noted in the list, so that a step can be finished, unless it is to
-    end the program ``at_once``, as any more do (``SystemExit``). Ctrl-C stays ignored where it is."""
+    """Within the block the first SIGINT or SIGTERM is recorded in the list, so that the current step can finish. A second one,
+    or the first while ``at_once()``, exits (``SystemExit``). Ctrl-C stays ignored where it was ignored before."""
     met: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

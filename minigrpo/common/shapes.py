@@ -1,4 +1,4 @@
-"""A tensor's name is its contract: ``check(logp_BC=x, advantage_B=y)``. Knows nothing but names and sizes."""
+"""A tensor's name ends in its axes, and ``check(logp_BC=x, advantage_B=y)`` checks that its shape agrees."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ class Shaped(Protocol):
 
 
 def check(**named: "Shaped | int") -> None:
-    """Check that every tensor has the axes its name ends in, and that equal letters mean equal sizes.
+    """Check that every tensor has the axes that its name ends in, and that equal letters mean equal sizes.
 
     An integer ties a letter to a size; an axis written 1 has size one. Call it at the door of a public function.
 
@@ -41,7 +41,7 @@ def check(**named: "Shaped | int") -> None:
 
 
 def check_boolean(**masks: Shaped) -> None:
-    """A mask selects; one of numbers would weigh. Raises ``ValueError`` that names it."""
+    """Check that masks are boolean; a mask of numbers would weigh instead of select. ``ValueError`` names the mask."""
     for name, mask in masks.items():
         if str(mask.dtype) != "torch.bool":
             raise ValueError(f"{name}: expected a boolean tensor, got {mask.dtype}")

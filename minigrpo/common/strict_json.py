@@ -1,6 +1,6 @@
-"""JSON and JSON Lines from anywhere, read strictly: what is not as expected is one sentence. Knows no meaning of any key.
+"""JSON and JSON Lines from untrusted files, read strictly: anything unexpected is one sentence.
 
-What is expected of a value is written as it looks: a type or a union of types, ``[kind]`` for a list of any length,
+A form says what is expected of a value: a type or a union of types, ``[kind]`` for a list of any length,
 ``{key: kind}`` for an object that has these keys, and maybe others, ``{...: kind}`` for one of any keys, ``(kind, kind)`` for
 either, ``object`` for anything.
 """
@@ -9,20 +9,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from minigrpo.common.errors import UserError
 
-Json = dict[str, object]
-LONGEST, MOST = 2**26, 2**22    # of a line or a file: bytes, and values (or commas in texts), which take 100 bytes each
-LARGEST = 1e100                 # of the numbers: nothing that is counted or measured comes near, and squares stay finite
+Json = dict[str, Any]
+Form = Mapping[Any, object]          # key, or ``...`` for any → what is expected of its value
+MAX_BYTES, MAX_VALUES = 2**26, 2**22    # of a line or a file; a value (or a comma in a text) takes 100 bytes of memory
+MAX_NUMBER = 1e100                      # nothing that is counted or measured comes near, and squares stay finite
 NUMBER = int | float
-Number = Callable[[str], object]        # how a fraction, NaN or ±Infinity is read: ``measured``, ``exact``, or, any, ``float``
+Number = Callable[[str], object]        # how a fraction, NaN or ±Infinity is read: ``measured``, ``exact``, or ``float`` (any)
 _NAMES = {str: "text", int: "integer", float: "fraction", bool: "true or false", type(None): "null"}
 
 
 def measured(text: str) -> float:
-    if not abs(value := float(text)) <= LARGEST:            # NaN is refused too
+    if not abs(value := float(text)) <= MAX_NUMBER:            # NaN is refused too
         raise ValueError(f"{text[:20]} is no number that is counted or measured")
     return value
 
@@ -33,41 +34,41 @@ def exact(text: str) -> Decimal:
     return Decimal(text)
 
 
-def read_lines(file: Path, keys: Mapping[str, object], *, number: Number = measured,
+def read_lines(file: Path, keys: Form, *, number: Number = measured,
                torn: bool = False) -> Iterator[tuple[int, Json]]:
-    """(line's number from 1, object) of each line of a JSONL file that is not blank; a line ends at a line feed and nowhere
-    else, as texts may hold U+2028. ``torn``: what stands behind the last one is still being written, and left out.
+    """(line number from 1, object) of each line of a JSONL file that is not blank. A line ends at a line feed only, since
+    texts may hold U+2028. ``torn``: text after the last line feed is still being written, and is left out.
 
-    Anything else than objects with these ``keys`` is a ``ValueError`` "FILE:LINE: expected ..., got ...".
+    Anything else than objects with these ``keys`` is a ``UserError`` "FILE:LINE: expected ..., got ...".
     """
     with file.open("rb") as handle:
-        for count, line in enumerate(iter(lambda: handle.readline(LONGEST + 1), b""), start=1):
+        for count, line in enumerate(iter(lambda: handle.readline(MAX_BYTES + 1), b""), start=1):
             if line.strip() and (line.endswith(b"\n") or not torn):
                 _check_size(line, place := f"{file}:{count}")
                 yield count, parse_object(line, keys, place, number=number)
 
 
-def read_object(file: Path, keys: Mapping[str, object]) -> Json:
-    """The object in a JSON file; anything else than one with these ``keys``, or no file, is a ``ValueError``, as above."""
+def read_object(file: Path, keys: Form) -> Json:
+    """The object in a JSON file. No file, or anything else than an object with these ``keys``: ``UserError``, as above."""
     if not file.is_file():
         raise UserError(f"{file} is missing")
     with file.open("rb") as handle:
-        text = handle.read(LONGEST + 1)
+        text = handle.read(MAX_BYTES + 1)
     _check_size(text, str(file))
     return parse_object(text, keys, str(file))
 
 
 def _check_size(text: bytes, place: str) -> None:
-    if len(text) > LONGEST or sum(map(text.count, (b",", b"[", b"{"))) > MOST:
-        raise UserError(f"{place}: expected at most {LONGEST:,} bytes and {MOST:,} values, got more")
+    if len(text) > MAX_BYTES or sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise UserError(f"{place}: expected at most {MAX_BYTES:,} bytes and {MAX_VALUES:,} values, got more")
 
 
-def parse_object(line: bytes, keys: Mapping[str, object], place: str, *, number: Number = measured) -> Json:
-    """The object in a text that is in memory already, however long; anything else than one with these ``keys``, as above."""
+def parse_object(line: bytes, keys: Form, place: str, *, number: Number = measured) -> Json:
+    """The object in a text that is in memory already, of any length; errors as above."""
     odd, got = keys, ""
     try:
         record = _loads(line.rstrip(b"\r\n").decode(), number)
-        if rb"\u" in line:                                  # JSON can spell half a surrogate pair, which is no text
+        if rb"\u" in line:                                  # JSON can spell half of a surrogate pair, which is not text
             json.dumps(record, ensure_ascii=False, default=str).encode()
         if isinstance(record, dict):
             odd = {key: kind for key, kind in keys.items() if not fits(record, {key: kind})}
@@ -81,14 +82,14 @@ def parse_object(line: bytes, keys: Mapping[str, object], place: str, *, number:
 
 
 def _loads(text: str, number: Number, headroom: int = 50) -> object:
-    """What can be parsed so much deeper in the stack can be shown and written again from anywhere."""
+    """Parse ``headroom`` frames deeper in the stack, so that whatever is accepted can also be shown and written again."""
     if headroom:
         return _loads(text, number, headroom - 1)
     return json.loads(text, parse_float=number, parse_int=_integer, parse_constant=number)
 
 
 def fits(value: object, kind: object) -> bool:
-    """Whether ``value`` is of the ``kind``; a boolean is no integer.
+    """Whether ``value`` fits the form ``kind``. A boolean is not an integer.
 
     >>> fits({"n": 3, "odd": []}, {"n": int}), fits({"n": True}, {"n": int}), fits([1, None], [int | None])
     (True, False, True)
@@ -107,7 +108,7 @@ def fits(value: object, kind: object) -> bool:
     return kind is object or type(value) in (get_args(kind) or (kind,))
 
 
-def spell(keys: Mapping[str, object]) -> str:
+def spell(keys: Form) -> str:
     """
     >>> spell({"split": str, "sql": str | None, "terms": {}, "rows": [int], "answer": object})
     'split (text), sql (text or null), terms (object), rows (list) and answer'

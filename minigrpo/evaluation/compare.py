@@ -1,88 +1,20 @@
-"""Evaluations side by side: the table of splits, by kind of question, and two policies on the same questions. Runs no SQL.
+"""Two evaluations of the same questions side by side: paired differences, their intervals, and an exact test.
 
-A table is a list of rows of cells, the first being its head; it is shown as text (``metrics.table``) or as ``markdown``.
+Reads files only, so it does not depend on any model or task.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from minigrpo.common.console import table
 from minigrpo.common.errors import UserError
 from minigrpo.common.strict_json import NUMBER, read_lines
-from minigrpo.evaluation.evaluate import MEANS, Row, figures, group_rows, percents
+from minigrpo.evaluation.figures import CEILINGS, LABELS, OF_A_ROW, Row, figures, group_rows, percents
 from minigrpo.evaluation.intervals import difference_intervals, mcnemar
+from minigrpo.evaluation.result_tables import Cells, percent
 
-Cells = list[list[str]]
-
-# Figure → its label, and its head where columns are narrow.
-FIGURES = {"strict": ("strict", "strict"), "ems": ("EMS", "EMS"), "rems": ("REMS", "REMS"),
-           "error_rate": ("errors", "errors"), "hack": ("EMS, not strict", "hacks"),
-           "unguessed": ("strict, unguessed", "unguess."), "invented": ("invented value", "invented"),
-           "suite": ("suite", "suite"), "blind": ("blind ceiling", "blind"), "constant": ("constant ceiling", "const.")}
-CEILINGS = ("blind", "constant")                # of the questions alone: nothing that a policy is better or worse at
-ABREAST = 7                                     # splits in a table, within 100 columns
-NOTES = """In percent; below a figure its 95 % interval (bootstrap over questions).
-strict: the answer and nothing else. EMS: all of the answer, whatever else there
-is; without strict it is mostly a dump. REMS: the share of the answer found.
-strict, unguessed: of the questions whose blind guess is wrong. invented value:
-SQL has a text or a number that neither question nor schema has, nor its sample
-values. suite: right on a second database too. blind ceiling: strict of the most
-frequent training answer to each kind of question. constant ceiling: EMS of one
-answer to all, 0-40, Yes, No, 1980-2024."""
-
-
-def markdown(cells: Cells) -> str:
-    head, *rows = [[cell.strip().replace("|", "\\|") for cell in row] for row in cells]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows))
-
-
-def percent(value: float) -> str:
-    """At most four characters: 100 has no decimal."""
-    return f"{value:.1f}" if round(value, 1) < 100 else "100"
-
-
-# ------------------------------------------------------------------------------------------------------------ one policy
-def split_tables(summary: Mapping[str, Mapping]) -> list[Cells]:
-    """Summaries of splits, with intervals, as tables of some splits each: a split a column, a figure a line."""
-    splits = list(summary)
-    return [_split_table({split: summary[split] for split in splits[start:start + ABREAST]})
-            for start in range(0, len(splits), ABREAST)]
-
-
-def _split_table(summary: Mapping[str, Mapping]) -> Cells:
-    def line(label: str, cell: dict[str, str]) -> list[str]:
-        return [label, *(cell.get(split, "") for split in summary)]
-
-    cells = [["", *summary], line("questions", {split: _count(of) for split, of in summary.items()})]
-    for name, (label, _) in FIGURES.items():
-        known = {split: of for split, of in summary.items() if name in of}
-        if known:
-            cells.append(line(label, {split: percent(of[name]) for split, of in known.items()}))
-        if known and name not in CEILINGS:
-            cells.append(line("", {split: "-".join(map(percent, of["interval"][name])) for split, of in known.items()}))
-        if name == "error_rate":
-            statuses = dict.fromkeys(status for of in known.values() for status in of["status"] if status != "ok")
-            cells += [line(f"  {status}", {split: percent(of["status"].get(status, 0.0)) for split, of in known.items()})
-                      for status in statuses]
-    return cells
-
-
-def _count(of: Mapping) -> str:
-    return "absent" if "absent" in of else str(of["n"]) if of["n"] == of["of"] else f"{of['n']} of {of['of']}"
-
-
-def kind_table(split: str, of: Mapping) -> Cells:
-    """One split: a kind of question a line, its figures the columns; all together last."""
-    shown = [name for name in FIGURES if name in of]
-    lines = {**{kind: of["kinds"][kind] for kind in sorted(of["kinds"], key=lambda kind: (len(kind) * kind.isdigit(), kind))},
-             "all": of}
-    return [[split, "n", *(FIGURES[name][1] for name in shown)],
-            *([kind, str(some["n"]), *(percent(some[name]) if name in some else "" for name in shown)]
-              for kind, some in lines.items())]
-
-
-# ---------------------------------------------------------------------------------------------------------- two policies
-ROW = {"split": str, "index": int, "question": str, "gold": str, "status": str, "ems": NUMBER, "strict": NUMBER}
+ROW_FORM = {"split": str, "index": int, "question": str, "gold": str, "status": str, "strict": NUMBER}
 
 
 def read_rows(place: Path, splits: Collection[str]) -> dict[str, Row]:
@@ -90,17 +22,18 @@ def read_rows(place: Path, splits: Collection[str]) -> dict[str, Row]:
 
     ``ValueError``: no such file, a line that is no row, a question given twice, no rows.
     """
-    file, rows = place / "rows.jsonl" if place.is_dir() else place, {}
+    file = place / "rows.jsonl" if place.is_dir() else place
+    rows: dict[str, Row] = {}
     if not file.is_file():
         raise UserError(f"--compare: there is no file {file}")
-    for number, row in read_lines(file, ROW):
-        place = f"{row['split']}/{row['index']}"
-        if odd := [name for name in MEANS if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= 1)]:
+    for number, row in read_lines(file, ROW_FORM):
+        question = f"{row['split']}/{row['index']}"
+        if odd := [name for name in OF_A_ROW if name in row and not (type(row[name]) in (int, float) and 0 <= row[name] <= 1)]:
             raise UserError(f"{file}:{number}: expected {odd[0]} from 0 to 1, got {row[odd[0]]!r:.80}")
-        if place in rows:
-            raise UserError(f"{file}:{number}: {place:.80} is given a second time")
+        if question in rows:
+            raise UserError(f"{file}:{number}: {question:.80} is given a second time")
         if not splits or row["split"] in splits:
-            rows[place] = row
+            rows[question] = row
     if not rows:
         raise UserError(f"--compare: {file} holds no rows" + (f" of {', '.join(splits)}" if splits else ""))
     return rows
@@ -111,7 +44,7 @@ def asked(row: Row) -> tuple[object, object]:
     return row["question"], row["gold"]
 
 
-def compare(a: Mapping[str, Row], b: Mapping[str, Row], names: tuple[object, object]) -> dict[str, dict]:
+def compare(a: Mapping[str, Row], b: Mapping[str, Row], names: tuple[object, object]) -> dict[str, dict[str, Any]]:
     """By split: each figure of both, its difference b − a and the interval of that, paired by question; and on how many
     questions both, only one or neither is strictly right, with McNemar's exact p.
 
@@ -126,9 +59,9 @@ def compare(a: Mapping[str, Row], b: Mapping[str, Row], names: tuple[object, obj
             for split, rows in group_rows(a.values(), "split").items()}
 
 
-def _compare_split(a: Sequence[Row], b: Sequence[Row]) -> dict:
+def _compare_split(a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
     found_a, found_b = figures(a), figures(b)
-    both = [name for name in FIGURES if name in found_a and name in found_b and name not in CEILINGS]
+    both = [name for name in LABELS if name in found_a and name in found_b and name not in CEILINGS]
     found_a, found_b = ({name: found[name] for name in both} for found in (found_a, found_b))
     percent_a, percent_b, ends = percents(found_a), percents(found_b), difference_intervals(found_a, found_b)
     right = [(bool(row_a["strict"]), bool(row_b["strict"])) for row_a, row_b in zip(a, b)]
@@ -140,17 +73,17 @@ def _compare_split(a: Sequence[Row], b: Sequence[Row]) -> dict:
                        "neither": right.count((False, False)), "mcnemar_p": mcnemar(only_a, only_b)}}
 
 
-def comparison_table(split: str, of: Mapping) -> Cells:
+def comparison_table(split: str, of: Mapping[str, Any]) -> Cells:
     return [[split, "A", "B", "B - A", "95 %"],
-            *([FIGURES[name][0], percent(found["a"]), percent(found["b"]), f"{found['difference']:+.1f}",
+            *([LABELS[name].name, percent(found["a"]), percent(found["b"]), f"{found['difference']:+.1f}",
                "{:+.1f} to {:+.1f}".format(*found["interval"])] for name, found in of["figures"].items())]
 
 
-def show_counts(of: Mapping) -> str:
+def show_counts(of: Mapping[str, Any]) -> str:
     counts = of["strict"]
     return (f"strict on {of['n']} questions: both {counts['both']}, only A {counts['only_a']}, only B {counts['only_b']}, "
             f"neither {counts['neither']}; p = {counts['mcnemar_p']:.2g}")
 
 
-def show_comparison(found: Mapping[str, Mapping], draw: Callable[[Cells], str] = table) -> str:
+def show_comparison(found: Mapping[str, Mapping[str, Any]], draw: Callable[[Cells], str] = table) -> str:
     return "\n\n".join(f"{draw(comparison_table(split, of))}\n\n{show_counts(of)}" for split, of in found.items())

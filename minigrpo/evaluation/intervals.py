@@ -1,9 +1,9 @@
-"""How sure a figure is: percentile bootstrap over questions, of one policy or of two on the same ones. Knows no task.
+"""95 % confidence intervals by the bootstrap over questions, of one policy or of the difference of two on the same questions.
 
-A figure is a ratio of sums over questions, Σ value / Σ weight: a mean where all weights are 1. An interval holds the middle
-95 % of what it comes to on RESAMPLES sets of as many questions, drawn with replacement (Efron, 1979). Questions count as
-independent of each other; a figure that all of them agree on has an interval of no width.
-Axes here: R resamples, Q questions, F figures.
+A figure is a ratio of sums over questions, Σ value / Σ weight: a mean if all weights are 1. Its interval is the middle 95 % of
+its values on RESAMPLES sets of as many questions, drawn with replacement (percentile bootstrap, Efron, 1979). Questions are
+taken to be independent. A figure on which all questions agree has an interval of width 0.
+Axes: E resamples, Q questions, F figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ def intervals(figures: Figures) -> dict[str, tuple[float, float]]:
 
 
 def difference_intervals(a: Figures, b: Figures) -> dict[str, tuple[float, float]]:
-    """Of each figure of ``b`` minus that of ``a``: both know the same figures and questions, and each resample draws the same
-    questions for both, so that what is hard for both cancels."""
+    """Of each figure of ``b`` minus that of ``a``, paired: both have the same figures and questions, and each resample draws
+    the same questions for both, so that the difficulty of a question cancels."""
     return _middle(a, _resampled(b) - _resampled(a))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The exact two-sided p that a difference this large comes by chance: questions which one of two got right, dealt out to
-    them by a fair coin (McNemar, 1947).
+    """The exact two-sided p-value (McNemar, 1947): the probability of a difference this large if a fair coin decided, for each
+    question that only one of the two got right, which one that was.
 
     >>> mcnemar(0, 5), mcnemar(3, 3)
     (0.0625, 1.0)
@@ -45,20 +45,19 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _resampled(figures: Figures) -> Tensor:
-    """Each figure on each resample, [R, F]; NaN where none of its weight was drawn. The draws depend on the number of
-    questions alone."""
+    """Each figure on each resample, [E, F]; NaN if no weight was drawn. The draws depend on the number of questions alone."""
     value_QF, weight_QF = torch.tensor(list(figures.values()), dtype=torch.float64).permute(2, 1, 0)
     questions, draws, ratios = len(value_QF), generator(0, 0, "bootstrap"), []
     size = max(1, AT_ONCE // questions)
     for start in range(0, RESAMPLES, size):
-        drawn_RQ = torch.randint(questions, (min(size, RESAMPLES - start), questions), generator=draws)
-        times_RQ = torch.zeros(drawn_RQ.shape, dtype=torch.float64)
-        times_RQ.scatter_add_(1, drawn_RQ, torch.ones(1, 1, dtype=torch.float64).expand_as(drawn_RQ))
-        ratios.append((times_RQ @ value_QF) / (times_RQ @ weight_QF))
+        drawn_EQ = torch.randint(questions, (min(size, RESAMPLES - start), questions), generator=draws)
+        times_EQ = torch.zeros(drawn_EQ.shape, dtype=torch.float64)
+        times_EQ.scatter_add_(1, drawn_EQ, torch.ones(1, 1, dtype=torch.float64).expand_as(drawn_EQ))
+        ratios.append((times_EQ @ value_QF) / (times_EQ @ weight_QF))
     return torch.cat(ratios)
 
 
-def _middle(names: Figures, ratio_RF: Tensor) -> dict[str, tuple[float, float]]:
+def _middle(names: Figures, ratio_EF: Tensor) -> dict[str, tuple[float, float]]:
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low_F, high_F = torch.nanquantile(ratio_RF, ends, dim=0).tolist()
+    low_F, high_F = torch.nanquantile(ratio_EF, ends, dim=0).tolist()
     return {name: (low, high) for name, low, high in zip(names, low_F, high_F)}

@@ -1,6 +1,4 @@
-"""Several runs side by side, one under each label for each seed: how they rose, what that cost, and where they ended, in
-figures and in pictures. Knows no model and no database.
-"""
+"""Several runs side by side, by label and seed: learning curves, costs and final figures, as tables and pictures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from minigrpo.common.console import printable
 from minigrpo.common.errors import UserError
-from minigrpo.reports.plots import (
+from minigrpo.reports.drawing import (
     COLOURS,
     DASHES,
     legend_above,
@@ -25,7 +23,7 @@ from minigrpo.reports.plots import (
 from minigrpo.reports.run_reader import Records, phases, series
 
 if TYPE_CHECKING:
-    from minigrpo.reports.plots import Axes
+    from minigrpo.reports.drawing import Axes
 
 Runs = Mapping[str, Sequence[Records]]                          # label → a run for each seed
 Figures = Mapping[str, Mapping[str, Sequence[float]]]           # label → what is measured → its value for each seed
@@ -34,7 +32,7 @@ Figures = Mapping[str, Mapping[str, Sequence[float]]]           # label → what
 # ----------------------------------------------------------------------------------------------------------------- figures
 def measure(runs: Runs) -> Figures:
     """Strict before and after on each split that the runs report, hacks and errors after; reward, zero spread and length at
-    the end of training. Where some runs had kinds of questions held out: strict on these and on the others, for all runs."""
+    the end of training. If some runs held out kinds of questions: strict on these and on the others, for all runs."""
     apart = [{kind for run in seed for kind in run.cfg.task.hold_out} for seed in zip(*runs.values())]
     return {label: _figures(members, apart) for label, members in runs.items()}
 
@@ -64,9 +62,9 @@ def _strict(summary: Mapping, kinds: set[str], inside: bool | None) -> float:
 
 
 def measure_costs(runs: Runs) -> Figures:
-    """Strict on the evaluation split for what the first run of a seed took in all, in seconds of training and in examples;
-    what each took itself; strict in the end on what they report; and where the seconds of a step of GRPO, or of the warm-up
-    where there is none, went."""
+    """Strict on the evaluation split at the seconds of training and at the examples that the seed's first run took in all; the
+    seconds and examples of each; final strict on the report splits; and seconds by phase of a GRPO step, or of a warm-up step
+    if there is no GRPO."""
     budgets = [run.costs()[-1] for run in next(iter(runs.values()))]
     return {label: {
         "at equal seconds": [_within(run, 0, budget[0]) for run, budget in zip(members, budgets)],
@@ -81,19 +79,19 @@ def measure_costs(runs: Runs) -> Figures:
 
 
 def _within(run: Records, axis: int, budget: float) -> float:
-    """Percent strict at the last look that the budget allows: 0 is for seconds, 1 for examples. NaN: there is none."""
+    """Percent strict at the last evaluation within a budget of seconds (``axis`` 0) or examples (1); NaN if there is none."""
     return next((look[2] for look in reversed(run.costs()) if look[axis] <= budget), math.nan)
 
 
 def layout(figures: Figures) -> list[list[str]]:
-    """A line for each label, or a column where there are fewer labels than figures: means over the seeds."""
+    """A line for each label, or a column if there are fewer labels than figures; means over the seeds."""
     columns = list(next(iter(figures.values())))
     lines = [["", *columns], *([label, *(_cell(of[column]) for column in columns)] for label, of in figures.items())]
     return lines if len(figures) > len(columns) else [list(line) for line in zip(*lines)]
 
 
 def _cell(values: Sequence[float]) -> str:
-    """The mean, and where there are several seeds the lowest and the highest."""
+    """The mean, and with several seeds the lowest and the highest."""
     if any(map(math.isnan, values)):
         return "–"
     digits = 3 if 0 < max(map(abs, values)) < 1 else 1
@@ -147,7 +145,7 @@ def _plot_comparison(runs: Runs, splits: Sequence[str], file: Path) -> None:
 
 
 def _draw_seeds(by_steps: "Axes", by_seconds: "Axes", members: Sequence[Records], split: str, place: int, label: str) -> None:
-    """A label's runs thin; thick the mean over them at the steps that all have, by seconds at their mean time."""
+    """A label's runs as thin lines; their mean as a thick one, at the steps that all have, or at their mean time."""
     (colour, dash), points = _colour(place), []
     for run in members:
         steps, values = run.curve(split)
@@ -164,8 +162,8 @@ def _draw_seeds(by_steps: "Axes", by_seconds: "Axes", members: Sequence[Records]
 
 
 def _ends(every: Sequence[Records], evaluated: Sequence[str]) -> list[tuple[str, str]]:
-    """(moment, split) of the figures that all runs have: "after" on their report splits, or the last evaluation, or neither:
-    then of the candidates of the last tenth of the steps."""
+    """(moment, split) of the figures that all runs have: "after" on their report splits, else the last evaluation, else the
+    candidates of the last tenth of the steps."""
     first = every[0].moments.get("after", {})
     reported = [split for split in first if all(run.moments.get("after", {}).get(split, {}).get("n") for run in every)]
     return [("after", split) for split in reported] or [("last", split) for split in evaluated] or [("", "")]
@@ -203,8 +201,8 @@ def _plot_ends(runs: Runs, ends: Sequence[tuple[str, str]], file: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- what it cost
 def plot_costs(runs: Runs, out: Path) -> list[Path]:
-    """Strict on the evaluation split against seconds of training and against examples seen, warm-up included, up to what the
-    first label took; and where the seconds of a step go. A line is a run, a bar a mean. Returns ``out``/compare-costs.png."""
+    """Strict on the evaluation split by seconds of training and by examples seen, warm-up included, up to the first label's
+    total; and seconds of a step by phase. A line is a run, a bar a mean. Returns ``out``/compare-costs.png."""
     first, split = next(iter(runs.values())), next(iter(runs.values()))[0].cfg.evaluation.split
     out.mkdir(parents=True, exist_ok=True)
     file = out / "compare-costs.png"
@@ -228,7 +226,7 @@ def plot_costs(runs: Runs, out: Path) -> list[Path]:
 
 
 def _draw_phases(axes: "Axes", runs: Runs) -> None:
-    """Mean seconds of a step of GRPO by phase, but for what takes next to nothing; of the warm-up where there is no other."""
+    """Mean seconds of a GRPO step by phase, without negligible phases; of a warm-up step if there is no GRPO."""
     steps = {label: [phases(record) for run in members for record in run.steps or run.warmup]
              for label, members in runs.items()}
     names = list(dict.fromkeys(name for records in steps.values() for name in records[0]))

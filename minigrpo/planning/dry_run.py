@@ -1,4 +1,4 @@
-"""What can be checked without weights, config, data, database, model, and what the run will need. Writes nothing."""
+"""Check config, data, task and model without loading weights, and show what the run will need. Writes nothing."""
 
 import math
 import tempfile
@@ -9,26 +9,26 @@ from pathlib import Path
 import torch
 
 from minigrpo import config
+from minigrpo.common.clock import Clock
 from minigrpo.common.console import labelled, say, table, verbatim
-from minigrpo.common.device import choose_device, choose_dtype, generator, program_memory, total_memory, use_threads
+from minigrpo.common.device import choose_device, choose_dtype, generator, program_memory, set_up_torch, total_memory
 from minigrpo.common.errors import UserError
 from minigrpo.common.strict_json import read_object
 from minigrpo.planning.memory import Load, Plan, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import Architecture, read_architecture
 from minigrpo.policy.files.hub import find_model
-from minigrpo.policy.files.weights import create_model
+from minigrpo.policy.files.new_model import create_model
 from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
-from minigrpo.rollout import Judge
-from minigrpo.task.sql.engines.database import run_all
-from minigrpo.task.sql.question import Question
-from minigrpo.training.assemble import Data, load_data, open_judge
+from minigrpo.task.contract import Problem, Task
+from minigrpo.task.kinds import make_task
+from minigrpo.training.data import Data, load_data
 from minigrpo.training.starting_model import (
     adapter_facts,
     check_prompts_fit,
     check_start,
     draw_examples,
     new_texts,
-    turn_end,
+    prompt_stop_ids,
     untaught,
 )
 from minigrpo.training.warmup import encode_examples
@@ -39,28 +39,28 @@ GB = 1e9
 def dry_run(cfg: config.Config) -> int:
     """Check all that ``train`` would, say what was found, and show the plan; 0. What is wrong raises as it does there."""
     config.require(cfg, "model.path")
-    use_threads(cfg.run.threads)
-    data = load_data(cfg)
-    check_start(cfg, data.known)
+    set_up_torch(cfg.run.threads)
+    task = make_task(cfg)
+    data = load_data(cfg, task)
+    check_start(cfg, task, data.train)
     device = choose_device(cfg.model.device)
     dtype, facts = choose_dtype(cfg.model.dtype, device), adapter_facts(cfg)
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge, _model_files(cfg, judge, data.known) as folder:
+    with task, _model_files(cfg, task, data.train) as folder:
         architecture = read_architecture(read_object(folder / "config.json", {}), str(folder / "config.json"))
-        tokenizer = load_tokenizer(folder, turn_end(cfg, folder))
-        longest = check_prompts_fit(tokenizer, architecture.max_positions, judge, data.all, cfg.generation.max_new_tokens)
-        load = Load(longest, _longest_example(cfg, judge, data.known, tokenizer, architecture.max_positions))
-        checked = _check_gold(judge, data.all)
-        prompt = judge.prompt(data.known[0])
-        databases = ", ".join(judge.databases)
+        tokenizer = load_tokenizer(folder, prompt_stop_ids(task, folder))
+        longest = check_prompts_fit(tokenizer, architecture.max_positions, task, data.all, cfg.generation.max_new_tokens)
+        load = Load(longest, _longest_example(cfg, task, data.train, tokenizer, architecture.max_positions))
+        checked = _check_solutions(task, data.all)
+        prompt, about = task.prompt(data.train[0]), task.about()
     program = program_memory(device)
     plan = make_plan(cfg, architecture, load, rank=facts["rank"], targets=facts["targets"], dtype=dtype,
                      keeps_search=device.type != "cpu" and not cfg.model.checkpointing)
-    splits = {cfg.task.split: data.known, cfg.evaluation.split: data.dev, **data.splits}
-    taught = f", {checked:,} gold queries run and none failed" if checked else ""
+    splits = {cfg.task.split: data.train, cfg.evaluation.split: data.dev, **data.report}
     kind = f"{architecture.family}, {architecture.layers} layers of width {architecture.width}"
     say("\n".join([
         *labelled("data", " · ".join(f"{name} {len(members):,}" for name, members in splits.items())),
-        *labelled("database", f"{cfg.database.engine}: {databases}{taught}"),
+        *(line for label, text in about for line in labelled(label, text)),
+        *(labelled("solutions", f"{checked:,} known ones run and none failed") if checked else []),
         *labelled("model", f"{cfg.model.path} ({kind}): {plan.parameters:,} parameters, {_name(dtype)} on {device}"),
         *labelled("adapters", f"{plan.adapters:,} parameters in float32: rank {facts['rank']} beside "
                               f"{', '.join(facts['targets'])}"),
@@ -68,41 +68,40 @@ def dry_run(cfg: config.Config) -> int:
                              f"{architecture.max_positions}"),
         "", show_memory(plan, program, total_memory(device)),
         "", *_show_time(cfg, plan, architecture, data, load, device, dtype),
-        "", f"  the prompt of {data.known[0].id}:", *verbatim(prompt)]))
+        "", f"  the prompt of {data.train[0].id}:", *verbatim(prompt)]))
     return 0
 
 
 @contextmanager
-def _model_files(cfg: config.Config, judge: Judge, train: Sequence[Question]) -> Iterator[Path]:
+def _model_files(cfg: config.Config, task: Task, train: Sequence[Problem]) -> Iterator[Path]:
     """The model's folder without its weights; a new model is made aside and thrown away."""
     if cfg.model.path != "new":
         yield find_model(untaught(cfg), weights=False)
         return
     with tempfile.TemporaryDirectory() as folder:
-        create_model(Path(folder), new_texts(judge.prompt, train), generator=generator(cfg.run.seed, 0, "weights"),
+        create_model(Path(folder), new_texts(task, train), generator=generator(cfg.run.seed, 0, "weights"),
                      **vars(cfg.model.new))
         yield Path(folder)
 
 
-def _longest_example(cfg: config.Config, judge: Judge, train: Sequence[Question], tokenizer: Tokenizer,
+def _longest_example(cfg: config.Config, task: Task, train: Sequence[Problem], tokenizer: Tokenizer,
                      limit: int) -> tuple[int, int]:
     if not cfg.warmup.source:
         return 0, 0
-    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, tokenizer, limit,
+    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), task.prompt, tokenizer, limit,
                                cfg.generation.stop_strings)
     return max(len(prompt) for prompt, _ in examples), max(len(written) for _, written in examples)
 
 
-def _check_gold(judge: Judge, questions: Sequence[Question]) -> int:
-    """Run all gold SQL there is and reward it, since a reward of one's own may raise; how many. One that fails:
-    ``ValueError``; a table may be missing, or a right to read it."""
-    known = list({question.id: question for question in questions if question.gold_sql is not None}.values())
-    executions = run_all(judge.database, [(question.gold_sql, question.database) for question in known], judge.connections)
-    for question, execution in zip(known, executions):
-        if not execution.ok:
-            raise UserError(f"the gold SQL of {question.id} fails on the database {question.database}: {execution.status}: "
-                             f"{execution.error}")
-        judge.reward(question, question.gold_sql, execution)
+def _check_solutions(task: Task, problems: Sequence[Problem]) -> int:
+    """Judge every known solution, with its reward, since a reward of one's own may raise; returns how many. ``UserError``: one
+    fails; a table may be missing, or a right to read it."""
+    known = list({problem.id: problem for problem in problems if problem.solution is not None}.values())
+    verdicts = task.judge([(problem, problem.solution) for problem in known], Clock())
+    for problem, verdict in zip(known, verdicts):
+        if not verdict.ok:
+            place = "".join(f" on the {label} {text}" for label, text in task.about(problem))
+            raise UserError(f"the known solution of {problem.id} fails{place}: {verdict.status}: {verdict.error}")
     return len(known)
 
 
@@ -129,9 +128,9 @@ def _show_time(cfg: config.Config, plan: Plan, architecture: Architecture, data:
     rates = measure_rates(device, dtype)
     seconds = step_seconds(plan, rates, cfg, architecture, load.prompt)
     steps, step = cfg.run.steps, sum(seconds.values())
-    passes = steps * cfg.grpo.questions / len(data.known)
+    passes = steps * cfg.grpo.questions / len(data.train)
     looks = (steps // cfg.run.evaluate_every if cfg.run.evaluate_every else 0) * len(data.asked) + 2 * sum(
-        map(len, data.splits.values()))
+        map(len, data.report.values()))
     looking = math.ceil(looks / cfg.evaluation.batch) * seconds["generate"]
     phases = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items())
     return [*labelled("steps", f"{steps} of {cfg.grpo.questions} questions × {cfg.generation.completions} candidates: "

@@ -1,8 +1,8 @@
-"""What a config will need, before anything is computed: parameters, memory by phase, seconds. Knows no SQL.
+"""What a run of a config will need: parameters, memory by phase, seconds a step. Does not depend on any task.
 
-Memory is not a formula: the step's own code runs on tensors that have shapes and no storage (PyTorch's fake tensors), and
-the bytes that would be alive are counted. Every prompt is taken to be as long as the longest and every completion to have
-``max_new_tokens``: real ones are shorter and mostly take less (where shorter trees fill a micro-batch better, a little more).
+Memory is not a formula: the step's own code runs on tensors that have shapes and no storage (PyTorch's fake tensors), and the
+bytes that would be alive are counted. Every prompt is taken to be as long as the longest, and every completion to have
+``max_new_tokens``. Real ones are shorter and mostly need less (a little more if shorter trees fill a micro-batch better).
 """
 
 import time
@@ -22,19 +22,22 @@ from minigrpo.batch import pack
 from minigrpo.common.device import settle
 from minigrpo.policy.architecture import Architecture
 from minigrpo.policy.fast.replay import Replay
+from minigrpo.policy.fast.stacked import adapters_held
+from minigrpo.policy.generation.beams import Beams
+from minigrpo.policy.generation.growing_tree import GrowingTree
+from minigrpo.policy.generation.sampling import Draws
 from minigrpo.policy.logprobs import logprobs_at
-from minigrpo.policy.lora import adapter_parameters, adapters_held, add_lora, freeze_reference
+from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.search import Beams, Draws, GrowingTree
 from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.tree import Prompts
 
-STATE = 2                       # AdamW keeps two moments a parameter, float32
+MOMENTS = 2                     # that AdamW keeps of a parameter, in float32
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive (``now``, ``peak``), and the ``calls`` of operators that write anything:
-    a view costs next to nothing."""
+    """Counts the bytes of all live storages (``now``, ``peak``), and the ``calls`` of operators that write anything; a view
+    costs almost nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,8 +62,8 @@ class Alive(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Phase:
-    """``kept``: bytes of weights, adapters and optimiser state; ``work``: what the phase needs besides at its height: caches,
-    activations, gradients; ``calls``: operators called, for a generation those of one decoded token."""
+    """``kept``: bytes of weights, adapters and optimiser state. ``work``: bytes that the phase needs besides at its peak:
+    caches, activations, gradients. ``calls``: operators called; for a generation, those of one decoded token."""
 
     kept: int
     work: int
@@ -80,13 +83,13 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes, without what the program has in memory before a model is loaded."""
+        """Bytes at the peak, without what the program has in memory before a model is loaded."""
         return max(phase.peak for phase in self.phases.values())
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a run puts through the model at most: tokens of the longest prompt, and of prompt and SQL of the longest gold."""
+    """The longest inputs of a run in tokens: its longest prompt, and the longest prompt and solution of the warm-up."""
 
     prompt: int
     example: tuple[int, int] = (0, 0)
@@ -94,8 +97,8 @@ class Load:
 
 def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, rank: int, targets: tuple[str, ...],
               dtype: torch.dtype, keeps_search: bool = False) -> Plan:
-    """The plan of a config for a model of ``architecture`` in ``dtype``. ``keeps_search``: the buffers of a generation stay
-    for the next one, as they do on CUDA unless ``model.checkpointing`` frees them."""
+    """The plan of a config for a model of ``architecture`` in ``dtype``. ``keeps_search``: a generation's buffers are kept for
+    the next one, as on CUDA unless ``model.checkpointing`` frees them."""
     phases, fake = {}, FakeTensorMode()
     if cfg.warmup.source and cfg.warmup.method == "full":
         with fake, Alive() as alive:
@@ -136,26 +139,26 @@ def _build(architecture: Architecture, dtype: torch.dtype) -> CausalLM:
 
 def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: int, C: int,
               method: str) -> tuple[Phase, int]:
-    """Prompts, and the last token: by then all slots of the cache are in use; and the bytes that a kept search holds. The
-    optimiser's state lies beside it from the second step on."""
+    """The prefill and the last token, when all slots of the cache are in use; and the bytes that a kept search holds. The
+    optimiser's state exists from the second step on."""
     kept = alive.peak = alive.now
     tables = (torch.zeros(1, model.architecture.vocabulary, dtype=dtype) for dtype in (torch.long, torch.bool))
     with torch.no_grad(), adapters_held(model):
         tree = GrowingTree(model, Q, P, K, C)
-        search = (Beams(tree, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
-                  Draws(tree, C, Stopping(*tables), temperature=float(method == "sample"), top_k=0, top_p=1.0))
+        search = (Beams(tree, model, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
+                  Draws(tree, model, C, Stopping(*tables), temperature=float(method == "sample")))
         tree.load(_prompts(Q, P))
-        search.begin()
+        search.begin(model)
         tree.reach(C - 1)
         calls = alive.calls
-        search.step()
+        search.step(model)
         held = alive.now - kept
-    return Phase(kept + STATE * 4 * trained, alive.peak - kept, alive.calls - calls), held
+    return Phase(kept + MOMENTS * 4 * trained, alive.peak - kept, alive.calls - calls), held
 
 
 def _update(model: CausalLM, alive: Alive, trained: int, parts: list[list[int]], P: int, K: int, C: int) -> Phase:
-    """Micro-batches, forward and backward, the first being the largest. Two show it all: what the first leaves, its gradients,
-    lies beside the activations of the second."""
+    """Micro-batches, forward and backward, the first being the largest. Two are enough: the gradients that the first leaves
+    are alive during the second."""
     before, Q, passes = alive.now, len(parts[0]), min(2, len(parts))
     alive.peak, calls = before, alive.calls
     group, branch, depth = (axis.flatten() for axis in torch.meshgrid(torch.arange(Q), torch.arange(K), torch.arange(C),
@@ -166,11 +169,11 @@ def _update(model: CausalLM, alive: Alive, trained: int, parts: list[list[int]],
                              torch.ones_like(ids_QKC, dtype=torch.bool), temperature=1.0, chunk=512)
         logp_T.sum().backward()
     model.zero_grad(set_to_none=True)
-    return Phase(before + STATE * 4 * trained, alive.peak - before, (alive.calls - calls) // passes)
+    return Phase(before + MOMENTS * 4 * trained, alive.peak - before, (alive.calls - calls) // passes)
 
 
 def _warm_up(model: CausalLM, alive: Alive, cfg: config.Config, load: Load) -> Phase:
-    """Its steps, and the looks at the score that ``stop_at`` waits for."""
+    """Its steps, and the evaluations for ``stop_at``."""
     P, C = load.example
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     step = _update(model, alive, trained, pack([(P, C)] * cfg.warmup.batch, 1, cfg.grpo.micro_batch_tokens), P, 1, C)
@@ -187,8 +190,8 @@ def _prompts(Q: int, P: int) -> Prompts:
 # ------------------------------------------------------------------------------------------------------------- seconds
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: floating-point operations of large matrix products, bytes read and written; and the
-    seconds that one operator takes, however small: when it is called, and within a step of decoding, which is replayed."""
+    """A device's speed: floating-point operations a second of large matrix products, bytes a second read and written; and the
+    seconds that a tiny operator takes: called one by one, and within a replayed decoding step."""
 
     flops: float
     bytes: float
@@ -197,7 +200,7 @@ class Rates:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """In about a second, on this device as it is now."""
+    """Measured in about a second, on this device as it is now."""
     def seconds(work: Callable[[], object]) -> float:
         times = []
         for _ in range(5):
@@ -218,16 +221,16 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
     replay = Replay(device)
     replay(thousand, None)
-    replay(thousand, None)                          # from here on it is recorded, where there is anything that records
+    replay(thousand, None)                          # from here on it is a recorded graph, on a device that has them
     return Rates(2 * size**3 / seconds(lambda: matrix @ matrix), 8 * len(much) / seconds(lambda: much + 1.0),
                  seconds(thousand) / 1000, seconds(lambda: replay(thousand, None)) / 1000)
 
 
 def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture,
                  prompt: int) -> dict[str, float]:
-    """Seconds of one step's phases where every candidate is ``max_new_tokens`` long: arithmetic (without attention's), bytes
-    of weights and cache, and calls, whichever takes longest. Forward is two operations a weight and token, and backward two
-    more: what is frozen gets no gradient."""
+    """Seconds of one step's phases if every candidate has ``max_new_tokens`` tokens: the longest of arithmetic (without
+    attention's), bytes of weights and cache, and operator calls. Forward takes two operations a weight and token, backward two
+    more, since frozen weights get no gradient."""
     Q, K, C = cfg.grpo.questions, cfg.generation.completions, cfg.generation.max_new_tokens
     head = architecture.vocabulary * architecture.width
     body = plan.parameters + plan.adapters - head * (1 if architecture.tied else 2)

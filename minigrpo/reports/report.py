@@ -1,13 +1,13 @@
 """A run's folder → a Markdown report with its pictures. Reads what a run wrote and loads no model.
 
     out/report.md                 what differs from the default config, tables, curves, samples
-    out/report-splits.png         the report splits before and after, where the run came that far
+    out/report-splits.png         the report splits before and after, if the run came that far
     out/report-eval.png           what eval.py wrote to out/eval, if it did
     out/report-curves.png         the steps
-    out/report-warmup.png         the warm-up, where it was made here
+    out/report-warmup.png         the warm-up, if it was made here
 
-In what a run wrote anything may stand: in the report it stands in indented blocks, which no text can close, or with
-Markdown's signs escaped.
+What a model wrote is untrusted text: the report puts it into indented blocks, which no text can close, or escapes Markdown's
+signs.
 """
 
 import json
@@ -17,15 +17,15 @@ from pathlib import Path
 from statistics import median
 
 from minigrpo import config
-from minigrpo.batch import advantages
 from minigrpo.common.console import labelled, printable, say
-from minigrpo.evaluation.ask import gave
-from minigrpo.evaluation.compare import CEILINGS
-from minigrpo.reports.plots import METRICS, plot_curves, plot_splits, plot_warmup, window_for
-from minigrpo.reports.run_reader import Json, Records, Summary, phases, read_run
-from minigrpo.task.sql.engines.database import Execution
+from minigrpo.evaluation.figures import CEILINGS
+from minigrpo.reports.drawing import window_for
+from minigrpo.reports.plots import METRICS, plot_curves, plot_splits, plot_warmup
+from minigrpo.reports.run_reader import Candidate, Json, Records, Sample, Summary, phases, read_run
+from minigrpo.task.contract import Task
+from minigrpo.task.kinds import make_task
 
-SAMPLES = 6                                     # groups shown in a report
+SAMPLES_SHOWN = 6                               # groups in a report
 
 
 def report_run(cfg: config.Config) -> int:
@@ -36,7 +36,7 @@ def report_run(cfg: config.Config) -> int:
 
 
 def write_report(folder: Path) -> Path:
-    """Draw a run's pictures and write folder/report.md around them; the file."""
+    """Draw a run's pictures and write folder/report.md around them; returns the file."""
     run = read_run(folder)
     chosen = {dotted: value for dotted, value in config.flatten(run.cfg).items() if value != config.KEYS[dotted].default}
     parts = [f"# {_escaped(folder.resolve().name)}", _how_far(run),
@@ -57,10 +57,11 @@ def write_report(folder: Path) -> Path:
         plot_warmup(run, folder / "report-warmup.png")
         parts.append(f"## Warm-up\n\n{_BOLD.format(window_for(len(run.warmup)))}\n\n![warm-up](report-warmup.png)")
     if run.samples:
-        shown = spread_out(run.samples, SAMPLES)
+        shown = spread_out(run.samples, SAMPLES_SHOWN)
         parts.append(f"## Samples\n\n{len(shown)} of the {len(run.samples)} groups in [samples.jsonl](samples.jsonl), the "
                      "first and the last among them. Candidates with the same SQL stand together. What is long ends in “…”.")
-        parts += [_sample(sample, run.cfg.grpo) for sample in shown]
+        task = make_task(run.cfg)
+        parts += [_sample(sample, task) for sample in shown]
     file = folder / "report.md"
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return file
@@ -79,7 +80,7 @@ def _how_far(run: Records) -> str:
     return f"{reached}, {run.seconds()[-1]:.0f} seconds of steps."
 
 
-def spread_out(items: Sequence[Json], most: int) -> list[Json]:
+def spread_out(items: Sequence[Sample], most: int) -> list[Sample]:
     """At most ``most`` of them, evenly, the first and the last among them."""
     if len(items) <= most:
         return list(items)
@@ -87,7 +88,7 @@ def spread_out(items: Sequence[Json], most: int) -> list[Json]:
 
 
 def split_table(moments: Mapping[str, Summary]) -> str:
-    """A split a line; before → after where there are both, and the interval where there is one."""
+    """One line a split; before → after if there are both, and the interval if there is one."""
     last = list(moments.values())[-1]
     names = dict.fromkeys(name for line in last.values() for name, value in line.items()
                           if type(value) in (int, float) and name not in ("n", "of"))
@@ -108,7 +109,7 @@ def split_table(moments: Mapping[str, Summary]) -> str:
 
 
 def phase_table(steps: Sequence[Json]) -> str:
-    """Where the seconds of a step go: each phase's median and its part of all the time."""
+    """Seconds of a step by phase: the median, and the share of all the time."""
     spent = {phase: [phases(record).get(phase, 0.0) for record in steps] for phase in phases(steps[0])}
     total = sum(map(sum, spent.values()))
     return _table([["phase", "median, seconds a step", "part of all"],
@@ -117,27 +118,24 @@ def phase_table(steps: Sequence[Json]) -> str:
                    ["all", f"{median(map(sum, zip(*spent.values()))):.3g}", "100 %"]])
 
 
-def _sample(sample: Json, grpo: config.GRPO) -> str:
-    """A group: its question, and each different SQL with its reward, its terms, its advantage, and what it gave."""
-    rollouts, question = sample["rollouts"], sample["question"]
-    advantage_K = advantages([[rollout["reward"]["total"] for rollout in rollouts]], grpo)[0].tolist()
-    alike: dict[str | None, list[int]] = {}
-    for k, rollout in enumerate(rollouts):
-        alike.setdefault(rollout["sql"], []).append(k)
-    lines = [*labelled("question", question["text"], 5), *labelled("gold", question["answer"], 5)]
-    for sql, (k, *others) in alike.items():
-        reward, execution = rollouts[k]["reward"], rollouts[k]["execution"]
-        terms = " ".join(f"{name}={value:g}" for name, value in reward["terms"].items())
-        ran = Execution(execution["status"], tuple(map(tuple, execution["rows"])), tuple(execution["columns"]),
-                        error=execution["error"])
-        lines += ["", *labelled("reward", f"{reward['total']:g} · advantage {advantage_K[k]:+.2f} · {1 + len(others)} of "
-                                          f"{len(rollouts)} · {terms}", 5),
-                  *labelled("text" if sql is None else "SQL", rollouts[k]["text"] if sql is None else sql, 12), *gave(ran)]
-    return f"### Step {sample['step']}: {_escaped(question['id'])}\n\n{_block(lines)}"
+def _sample(sample: Sample, task: Task) -> str:
+    """A group: its question, and each different candidate with its reward, its terms, its advantage, and what it gave."""
+    alike: dict[str | None, list[Candidate]] = {}
+    for candidate in sample.candidates:
+        alike.setdefault(candidate.verdict.extracted, []).append(candidate)
+    lines = [*labelled("question", sample.question["text"], 5), *labelled("gold", sample.question["answer"], 5)]
+    for extracted, (first, *others) in alike.items():
+        verdict = first.verdict
+        advantage = "" if first.advantage is None else f"advantage {first.advantage:+.2f} · "
+        terms = " ".join(f"{name}={value:g}" for name, value in verdict.terms.items())
+        written = ("text", first.text) if extracted is None else (task.language.upper(), extracted)
+        lines += ["", *labelled("reward", f"{verdict.reward:g} · {advantage}{1 + len(others)} of {len(sample.candidates)} · "
+                                          f"{terms}", 5), *labelled(*written, 12), *task.show(verdict)]
+    return f"### Step {sample.step}: {_escaped(sample.question['id'])}\n\n{_block(lines)}"
 
 
 def _block(lines: Sequence[str]) -> str:
-    """Lines as they are: an indented block ends at a line that is not indented, and none of these is."""
+    """Lines as an indented block, which ends at a line that is not indented; here all are."""
     return "\n".join("    " + line for line in lines)
 
 
@@ -147,7 +145,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text on one line in which nothing is Markdown or HTML.
+    """Text on one line, escaped so that nothing in it is Markdown or HTML.
 
     >>> print(_escaped("a|b <i>"))
     a\\|b \\<i\\>

@@ -1,5 +1,6 @@
-"""States to go on from: numbered folders, each written whole and with a checksum of every file, of which the newest sound one
-is found again. Knows nothing of what else is in them.
+"""Checkpoints: numbered folders, written atomically with a checksum of every file; the newest undamaged one is found again.
+
+Does not depend on what else is in them.
 
     folder/step-000025/state.json     {"format": 2, "step": 25, ...}
     folder/step-000025/SHA256SUMS     of every other file, as ``sha256sum --check`` reads it
@@ -27,7 +28,7 @@ def state_folder(folder: Path, step: int) -> Path:
 
 
 def states(folder: Path) -> list[Path]:
-    """The states in ``folder``, oldest first; what else lies there is not looked at."""
+    """The checkpoints in ``folder``, oldest first; anything else there is ignored."""
     return sorted(_folders(folder, ""), key=_step)
 
 
@@ -42,7 +43,7 @@ def _step(state: Path) -> int:
 
 @contextmanager
 def write_state(folder: Path, step: int, facts: Mapping[str, object]) -> Iterator[Path]:
-    """Yield a folder to write a state's tensors to; on leaving it is that of ``step``. ``facts`` go into its state.json."""
+    """Yield a folder to write tensors to; on leaving it becomes the checkpoint of ``step``. ``facts`` go to its state.json."""
     with whole_folder(state_folder(folder, step)) as aside:
         yield aside
         (aside / "state.json").write_text(json.dumps({"format": FORMAT, "step": step, **facts}) + "\n", encoding="utf-8")
@@ -51,11 +52,11 @@ def write_state(folder: Path, step: int, facts: Mapping[str, object]) -> Iterato
 
 
 def newest_state(folder: Path, keys: Mapping[str, object]) -> tuple[Path, Json] | None:
-    """The newest state that is as it was written, and what its state.json says, these ``keys`` (see lines.py) among it; None
-    where there never was one.
+    """The newest undamaged checkpoint and its state.json, which must have these ``keys`` (see strict_json.py); None if there
+    never was one.
 
-    A newer one that is torn or altered is refused with a sentence on stderr. ``ValueError``: all are, or one that is sound has
-    another format or says something else.
+    A newer one that is torn or altered is refused with a sentence on stderr. ``UserError``: all are damaged, or an undamaged
+    one has another format or lacks a key.
     """
     for old in _folders(folder, OLD):
         take_back(old.with_name(old.name.removesuffix(OLD)))
@@ -78,8 +79,8 @@ def newest_state(folder: Path, keys: Mapping[str, object]) -> tuple[Path, Json] 
 
 
 def drop_states(folder: Path, step: int, *, keep: int, best: int | None = None) -> None:
-    """Remove all states but the last ``keep`` up to ``step`` and the one of ``best``; also what a killed process left half
-    written."""
+    """Remove all checkpoints except the last ``keep`` up to ``step`` and the one of ``best``; also half-written folders that a
+    killed process left."""
     upto = [state for state in states(folder) if _step(state) <= step]
     wanted = {*upto[-keep:], *(() if best is None else [state_folder(folder, best)])}
     for old in {*states(folder), *_folders(folder, WRITING), *_folders(folder, OLD)} - wanted:
@@ -87,12 +88,12 @@ def drop_states(folder: Path, step: int, *, keep: int, best: int | None = None) 
 
 
 def _damage(state: Path) -> str:
-    """What is wrong with a state's files; nothing: ""."""
+    """What is wrong with a checkpoint's files, or ""."""
     if not (state / SUMS).is_file():
         return f"it has no {SUMS} (those of an older version have none, and cannot be read)"
     lines = (state / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     written = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if "state.json" not in written or "" in written:        # it is the last of them: torn, they lack it
+    if "state.json" not in written or "" in written:        # it is the last line, so a torn file lacks it
         return f"{SUMS} is torn"
     for name, digest in written.items():
         if not (state / name).is_file():

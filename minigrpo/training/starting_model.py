@@ -1,15 +1,17 @@
-"""What GRPO starts from: a model that is given, made new, or either after a warm-up. Made once, kept in the run's folder.
+"""What GRPO starts from: a given model, a new one, or either after a warm-up. Made once and kept in the run's folder.
 
     out/new        a small model with random weights          model.path = "new"
     out/base       the model after a full warm-up             warmup.method = "full"
     out/warmup     the adapter after a LoRA warm-up           warmup.method = "lora"
 
-Each is an ordinary folder, written whole and read back by the loader that reads any other.
+Each is an ordinary model or adapter folder, written whole and read back by the loader that reads any other.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,23 +20,17 @@ from minigrpo.common.console import say
 from minigrpo.common.device import choose_device, choose_dtype, generator
 from minigrpo.common.errors import UserError
 from minigrpo.common.files import whole_folder
-from minigrpo.evaluation.evaluate import evaluate_policy, summarise
+from minigrpo.evaluation.evaluate import evaluate_policy
+from minigrpo.evaluation.figures import summarise
+from minigrpo.policy.fast.fuse import fuse
+from minigrpo.policy.files.adapters import adapter_config, load_adapter, save_adapter
 from minigrpo.policy.files.hub import find_model
-from minigrpo.policy.files.weights import (
-    Policy,
-    adapter_config,
-    create_model,
-    load_adapter,
-    load_model,
-    load_policy,
-    save_adapter,
-    save_model,
-)
+from minigrpo.policy.files.new_model import create_model
+from minigrpo.policy.files.weights import load_model, save_model
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
+from minigrpo.policy.policy import Policy, load_policy
 from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
-from minigrpo.rollout import Judge
-from minigrpo.task.sql.prompt import TEMPLATES
-from minigrpo.task.sql.question import Question
+from minigrpo.task.contract import Problem, Task
 from minigrpo.task.stream import epoch_order
 from minigrpo.training.warmup import encode_examples, warm_up
 
@@ -53,14 +49,14 @@ def untaught(cfg: config.Config) -> str:
 
 
 def start_adapter(cfg: config.Config) -> str:
-    """The adapter that is the reference policy, or "": the base itself is. ``model.adapter``, but for a warm-up by LoRA; an
-    adapter given to be evaluated is always that."""
+    """The adapter that is the reference policy, or "" if the base itself is. It is ``model.adapter``, or the one that a
+    warm-up by LoRA made."""
     if cfg.warmup.source and cfg.warmup.method == "lora" and not cfg.model.adapter:
         return str(Path(cfg.run.out) / "warmup")
     return cfg.model.adapter
 
 
-def adapter_facts(cfg: config.Config) -> dict:
+def adapter_facts(cfg: config.Config) -> dict[str, Any]:
     """rank, alpha, targets and rank_stabilised: the config's, or those of the adapter that training starts from."""
     if cfg.model.adapter:
         return adapter_config(Path(cfg.model.adapter))
@@ -68,13 +64,13 @@ def adapter_facts(cfg: config.Config) -> dict:
             "rank_stabilised": cfg.lora.rank_stabilised}
 
 
-def load_start(cfg: config.Config) -> Policy:
+def load_start(cfg: config.Config, task: Task) -> Policy:
     """The base with adapters on top: fresh ones that change nothing yet, or the start adapter, which is then the reference.
 
-    What ``make_start`` should have made and has not: ``ValueError``.
+    ``UserError``: a folder that ``make_start`` should have made is not there.
     """
     base, adapter = _made(cfg)
-    policy = _load(cfg, base)
+    policy = _load(cfg, task, base)
     if adapter:
         load_adapter(policy.model, Path(adapter), base=base)
         freeze_reference(policy.model)
@@ -89,15 +85,15 @@ def _made(cfg: config.Config) -> tuple[str, str]:
     record = Path(cfg.run.out) / "config.toml"
     if base != untaught(cfg) and record.is_file() and (then := config.load_config(record).model.path) != cfg.model.path:
         raise UserError(f"model.path: {base} was made from {then}, not from {cfg.model.path}; with warmup.source = \"\" that "
-                         f"would be taken as it is")
+                        f"would be taken as it is")
     return base, adapter
 
 
 def merge_start(cfg: config.Config, out: Path) -> None:
     """Write the base with the start adapter merged in as an ordinary model folder, in the dtype of the base's own file.
 
-    The base stays in its file, mapped, and a layer is merged when it is written. No adapter, or an ``out`` that holds
-    something: ``ValueError``.
+    The base stays in its file, mapped, and a layer is merged when it is written. ``UserError``: there is no adapter, or
+    ``out`` is not empty.
     """
     base, adapter = _made(cfg)
     if not adapter:
@@ -113,85 +109,72 @@ def merge_start(cfg: config.Config, out: Path) -> None:
         save_model(model, aside, like=folder)
 
 
-def _load(cfg: config.Config, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:
+def _load(cfg: config.Config, task: Task, base: str, *, adapters: bool = True, dtype: torch.dtype | None = None) -> Policy:
     device = choose_device(cfg.model.device)
     folder = find_model(base)                               # once: a hub id is looked up over the network
     policy = load_policy(folder, dtype=dtype or choose_dtype(cfg.model.dtype, device), device=device,
-                         stop_strings=cfg.generation.stop_strings, stop_ids=turn_end(cfg, folder))
+                         stop_strings=cfg.generation.stop_strings, stop_ids=prompt_stop_ids(task, folder))
     if adapters:
         add_lora(policy.model, **adapter_facts(cfg), generator=generator(cfg.run.seed, 0, "adapters"))
     policy.model.checkpointing = cfg.model.checkpointing
     if cfg.model.fuse:
-        policy.model.fuse()
+        fuse(policy.model)
     return policy
 
 
-def turn_end(cfg: config.Config, folder: Path) -> tuple[int, ...]:
-    """The id of what ends a turn of the template, first among what ends a completion: a warm-up has gold SQL end with it where
-    no stop string does. A marker that is no token of its own: ``ValueError``."""
-    markers = TEMPLATES[cfg.task.template].markers
-    if not markers:
-        return ()
-    tokenizer = load_tokenizer(folder)                      # once more later: better before the weights than after
-    ids = [tokenizer.added_token(marker) for marker in markers]
-    if None in ids:
-        raise _lacking(cfg, markers[ids.index(None)], str(folder))
-    return (ids[-1],)
-
-
-def _lacking(cfg: config.Config, marker: str, model: str) -> ValueError:
-    without = ", ".join(name for name, template in TEMPLATES.items() if not template.markers)
-    return UserError(f"task.template: {cfg.task.template} needs {marker} to be one token of the model's tokenizer, which it "
-                      f"is not in {model}; templates that need no such token: {without}")
+def prompt_stop_ids(task: Task, folder: Path) -> tuple[int, ...]:
+    """Ids that end a completion because of the prompts' template, before the model's own: a warm-up ends solutions with the
+    first of them if there is no stop string."""
+    tokenizer = cache(lambda: load_tokenizer(folder))           # read only if the template has markers
+    return task.stop_ids(lambda marker: tokenizer().added_token(marker), str(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------- how it is made
-def check_start(cfg: config.Config, train: Sequence[Question]) -> None:
-    """Before anything is loaded: whether a new model can be shown the template, and the warm-up has what it needs. Else
-    ``ValueError``."""
-    markers = TEMPLATES[cfg.task.template].markers
-    if cfg.model.path == "new" and markers:
-        raise _lacking(cfg, markers[0], "a new model")
+def check_start(cfg: config.Config, task: Task, train: Sequence[Problem]) -> None:
+    """Before anything is loaded, check that a new model can be shown the prompts, and that the warm-up has the solutions it
+    needs. Else ``UserError``."""
+    if cfg.model.path == "new":
+        task.stop_ids(lambda marker: None, "a new model")
     if not cfg.warmup.source:
         return
-    known = sum(question.gold_sql is not None for question in train)
+    known = sum(problem.solution is not None for problem in train)
     if not known:
-        raise UserError(f"warmup.source: {cfg.warmup.source} has no gold SQL for the split {cfg.task.split}")
+        raise UserError(f"warmup.source: {cfg.warmup.source} has no known solution for the split {cfg.task.split}")
     if known < cfg.warmup.examples:
-        raise UserError(f"warmup.examples: {cfg.warmup.examples} were asked for, {cfg.warmup.source} has gold SQL for "
-                         f"{known} questions of the split {cfg.task.split}")
+        raise UserError(f"warmup.examples: {cfg.warmup.examples} were asked for, {cfg.warmup.source} has known solutions for "
+                        f"{known} questions of the split {cfg.task.split}")
     if cfg.model.adapter:
         raise UserError("model.adapter: a warm-up makes its own start; take one of model.adapter and warmup.source")
 
 
-def check_prompts_fit(tokenizer: Tokenizer, limit: int, judge: Judge, questions: Sequence[Question],
+def check_prompts_fit(tokenizer: Tokenizer, limit: int, task: Task, problems: Sequence[Problem],
                       max_new_tokens: int) -> int:
-    """The tokens of the longest prompt. One that does not fit a context of ``limit`` tokens with its completion:
-    ``ValueError``, before anything is computed."""
+    """The tokens of the longest prompt. ``UserError``: a prompt does not fit a context of ``limit`` tokens together with its
+    completion."""
     longest = 0
-    for question in questions:
-        length = len(tokenizer.encode(judge.prompt(question)))
+    for problem in problems:
+        length = len(tokenizer.encode(task.prompt(problem)))
         if length + max_new_tokens > limit:
-            raise UserError(f"the prompt of {question.id} has {length} tokens; with generation.max_new_tokens = "
+            raise UserError(f"the prompt of {problem.id} has {length} tokens; with generation.max_new_tokens = "
                              f"{max_new_tokens} that is more than the model's context of {limit}: lower it, "
                              f"task.samples or the number of task.examples")
         longest = max(longest, length)
     return longest
 
 
-def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> None:
-    """Make what is not there yet in the run's folder. ``train``: questions, some with gold SQL; ``asked``: what ``stop_at`` is
-    measured on."""
+def make_start(cfg: config.Config, task: Task, train: Sequence[Problem], asked: Sequence[Problem]) -> None:
+    """Make in the run's folder what is not there yet. ``train``: problems, some with known solutions; ``asked``: those on
+    which ``stop_at`` is measured."""
     out = Path(cfg.run.out)
     if cfg.model.path == "new" and not (out / "new").exists():
         with whole_folder(out / "new") as aside:
-            create_model(aside, new_texts(judge.prompt, train), generator=generator(cfg.run.seed, 0, "weights"),
+            create_model(aside, new_texts(task, train), generator=generator(cfg.run.seed, 0, "weights"),
                          **vars(cfg.model.new))
     if not cfg.warmup.source:
         return
     made = out / ("base" if cfg.warmup.method == "full" else "warmup")
     if not made.exists():
-        policy = _warm_policy(cfg, judge, train, asked)
+        policy = _warm_policy(cfg, task, train, asked)
         with whole_folder(made) as aside:
             if cfg.warmup.method == "full":
                 model = policy.model.to(choose_dtype(cfg.model.dtype, policy.model.device))
@@ -201,36 +184,36 @@ def make_start(cfg: config.Config, judge: Judge, train: Sequence[Question], aske
     shutil.rmtree(out / "warmup-state", ignore_errors=True)
 
 
-def new_texts(prompt: Callable[[Question], str], train: Sequence[Question]) -> list[str]:
-    """What a new model's tokenizer is trained on."""
-    return [text for question in train for text in (prompt(question), question.gold_sql or "")]
+def new_texts(task: Task, train: Sequence[Problem]) -> list[str]:
+    """The texts that a new model's tokenizer is trained on."""
+    return [text for problem in train for text in (task.prompt(problem), problem.solution or "")]
 
 
-def _warm_policy(cfg: config.Config, judge: Judge, train: Sequence[Question], asked: Sequence[Question]) -> Policy:
+def _warm_policy(cfg: config.Config, task: Task, train: Sequence[Problem], asked: Sequence[Problem]) -> Policy:
     full = cfg.warmup.method == "full"
     # All weights move in float32 whatever they are kept in: bf16 would swallow the small steps.
-    policy = _load(cfg, untaught(cfg), adapters=not full, dtype=torch.float32 if full else None)
+    policy = _load(cfg, task, untaught(cfg), adapters=not full, dtype=torch.float32 if full else None)
     parameters = dict(policy.model.named_parameters()) if full else adapter_parameters(policy.model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, judge, [*train, *asked],
+    check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, task, [*train, *asked],
                       cfg.generation.max_new_tokens)
-    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), judge.prompt, policy.tokenizer,
+    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), task.prompt, policy.tokenizer,
                                policy.model.architecture.max_positions, cfg.generation.stop_strings)
     if long := sum(len(completion) > cfg.generation.max_new_tokens for _, completion in examples):
-        say(f"warm-up: {long} of {len(examples)} gold queries can never be written: they are longer\n"
+        say(f"warm-up: {long} of {len(examples)} solutions can never be written: they are longer\n"
             f"than generation.max_new_tokens = {cfg.generation.max_new_tokens}")
 
     def score() -> float:
-        rows = evaluate_policy(asked, policy, judge, cfg.generation, cfg.evaluation.batch)
-        return summarise(rows, {cfg.evaluation.split: len(asked)})[cfg.evaluation.split]["strict"]
+        rows = evaluate_policy(asked, policy, task, cfg.generation, cfg.evaluation.batch)
+        return float(summarise(rows, {cfg.evaluation.split: len(asked)}, task.outcomes)[cfg.evaluation.split]["strict"])
 
     warm_up(policy.model, parameters, examples, cfg.warmup, seed=cfg.run.seed, micro_batch_tokens=cfg.grpo.micro_batch_tokens,
             max_grad_norm=cfg.grpo.max_grad_norm, save_every=cfg.run.save_every, score=score, folder=Path(cfg.run.out))
     return policy
 
 
-def draw_examples(train: Sequence[Question], count: int, seed: int) -> list[Question]:
-    """``count`` questions with gold SQL, drawn by ``seed``."""
-    known = [question for question in train if question.gold_sql is not None]
+def draw_examples(train: Sequence[Problem], count: int, seed: int) -> list[Problem]:
+    """``count`` problems with known solutions, drawn by ``seed``."""
+    known = [problem for problem in train if problem.solution is not None]
     return [known[place] for place in epoch_order(len(known), seed, 0)[:count]]

@@ -1,18 +1,21 @@
-"""Supervised steps on gold SQL, before GRPO: a start that can be climbed from. Knows no reward and no database.
+"""Supervised fine-tuning on known solutions before GRPO: a start that is right often enough to earn rewards.
 
-Copying a name from the question into the SQL is learned all of a sudden, so a count of steps says little about how good a
-small model has become. ``stop_at`` ends the warm-up by what it can do, and slows it down on the way there.
+Copying a name from the question into the SQL is learned within a few steps, which come early or late depending on the seed. So
+``stop_at`` ends the warm-up at a score instead of a count of steps, and the learning rate falls as that score comes near.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minigrpo import config
+from minigrpo.batch import pack, scoring_explained
 from minigrpo.common.clock import Clock
 from minigrpo.common.console import progress, say
 from minigrpo.common.device import settle
@@ -20,106 +23,157 @@ from minigrpo.common.errors import UserError
 from minigrpo.common.json_lines import JsonLines
 from minigrpo.common.process import first_signal
 from minigrpo.common.strict_json import NUMBER
-from minigrpo.policy.files.weights import load_tensors, save_tensors
+from minigrpo.policy.files.tensors import load_tensors, save_tensors
+from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer
-from minigrpo.task.sql.question import Question
-from minigrpo.task.stream import QuestionStream
+from minigrpo.policy.tree import pad_completions, pad_prompts
+from minigrpo.task.contract import Problem
+from minigrpo.task.stream import ProblemStream
 from minigrpo.training.checkpoints import drop_states, newest_state, write_state
-from minigrpo.update import DROPPED, Dropped, load_dropped, load_optimizer, optimizer_tensors, supervised_update
+from minigrpo.training.dropped_steps import DROPPED_FORM, DroppedSteps, load_dropped
+from minigrpo.training.optimizer_state import load_optimizer, optimizer_tensors
+from minigrpo.update import Update, move
 
-RISE = 20                                       # steps in which the learning rate reaches its height
-SLOWEST = 0.1                                   # of the learning rate, near stop_at
-STATE = {"strict": NUMBER, "dropped": DROPPED}  # what has to be in a state.json
+RAMP_STEPS = 20                                 # in which the learning rate rises to its full value
+MIN_PACE = 0.1                                  # share of the learning rate that is kept near stop_at
+STATE_FORM = {"strict": NUMBER, "dropped": DROPPED_FORM}        # what a state.json must have
 
-Example = tuple[list[int], list[int]]           # ids of the prompt, ids of the SQL with what ends it
+Example = tuple[list[int], list[int]]           # ids of the prompt, ids of the solution with what ends it
 
 
-def encode_examples(questions: Sequence[Question], prompt: Callable[[Question], str], tokenizer: Tokenizer, limit: int,
+def encode_examples(problems: Sequence[Problem], prompt: Callable[[Any], str], tokenizer: Tokenizer, limit: int,
                     stop_strings: Sequence[str]) -> list[Example]:
-    """Gold SQL as the policy would have to write it: ended by the first stop string, or else by its stop token.
+    """Known solutions as the policy would have to write them: ended by the first stop string, or else by its stop token.
 
-    One that does not fit a context of ``limit`` tokens together with its prompt: ``ValueError``.
+    One that does not fit a context of ``limit`` tokens together with its prompt: ``UserError``.
     """
     end = stop_strings[0] if stop_strings else ""
     token = [] if stop_strings else list(tokenizer.stop_ids[:1])
     if not end and not token:
         raise UserError("warmup: nothing ends a completion: no eos_token_id in the model, no generation.stop_strings")
     examples = []
-    for question in questions:
-        written = tokenizer.encode(question.gold_sql.rstrip("; \t\r\n") + end, special=False) + token
-        examples.append((tokenizer.encode(prompt(question)), written))
+    for problem in problems:
+        written = tokenizer.encode(f"{problem.solution}{end}", special=False) + token
+        examples.append((tokenizer.encode(prompt(problem)), written))
         if (length := sum(map(len, examples[-1]))) > limit:
-            raise UserError(f"warmup: prompt and gold SQL of {question.id} have {length} tokens, the model's context is "
-                             f"{limit}")
+            raise UserError(f"warmup: prompt and solution of {problem.id} have {length} tokens, the model's context is "
+                            f"{limit}")
     return examples
+
+
+def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer, examples: Sequence[Example], *,
+                      micro_batch_tokens: int, max_grad_norm: float) -> Update:
+    """One step of maximum likelihood, by the same pass that scores rollouts: each example is a group with one completion.
+
+    ``loss`` is the mean of −log p over all completion tokens of the examples, whatever the micro-batches. A step that is not
+    finite is dropped, as in ``update``.
+    """
+    tokens, loss, scored = sum(len(completion) for _, completion in examples), 0.0, dict[int, Tensor]()
+    with scoring_explained(model, micro_batch_tokens):
+        for chosen in pack([(len(prompt), len(completion)) for prompt, completion in examples], 1, micro_batch_tokens):
+            prompts = pad_prompts([examples[i][0] for i in chosen], device=model.device)
+            ids_Q1C, mask_Q1C = pad_completions([[examples[i][1]] for i in chosen], device=model.device)
+            logp_BC = completion_logprobs(model, prompts, ids_Q1C, mask_Q1C)
+            part = -logp_BC.sum() / tokens
+            part.backward()
+            scored |= zip(chosen, logp_BC.detach())
+            loss += part.item()
+
+        def example_at_fault() -> str:
+            broken = [i for i, logp_C in sorted(scored.items()) if not logp_C.isfinite().all()]
+            return f"the log-probs of example {broken[0] + 1} of {len(examples)}" if broken else ""
+
+        moved = move(model, optimizer, max_grad_norm, loss, example_at_fault)
+        return Update({"loss": loss, **moved.metrics}, moved.fault)
+
+
+@dataclass
+class WarmUp:
+    """A warm-up under way: what moves, how far it has come, and where that is kept."""
+
+    model: CausalLM
+    parameters: Mapping[str, nn.Parameter]
+    examples: Sequence[Example]
+    cfg: config.Warmup
+    folder: Path
+
+    def __post_init__(self) -> None:
+        """Continue from the newest state that is there."""
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.cfg.learning_rate, betas=(0.9, 0.98),
+                                           weight_decay=0.0)
+        self.total = math.ceil(len(self.examples) * self.cfg.epochs / self.cfg.batch)
+        self.done, self.reached, self.dropped = 0, 0.0, DroppedSteps()
+        self.states = self.folder / "warmup-state"
+        if found := newest_state(self.states, STATE_FORM):
+            self._load(*found)
+        self.records = JsonLines(self.folder / "warmup.jsonl", keep=lambda record: record["step"] < self.done)
+
+    @property
+    def over(self) -> bool:
+        return self.done >= self.total or bool(self.cfg.stop_at) and self.reached >= self.cfg.stop_at
+
+    def learning_rate(self) -> float:
+        """It rises over ``RAMP_STEPS``, then falls: with the part of the way to ``stop_at`` that is left, or, without
+        ``stop_at``, evenly over the steps."""
+        stop_at = self.cfg.stop_at
+        pace = max(MIN_PACE, 1 - self.reached / stop_at) if stop_at else 1 - self.done / self.total
+        return self.cfg.learning_rate * min(1.0, (self.done + 1) / RAMP_STEPS) * pace
+
+    def step(self, examples: Sequence[Example], score: Callable[[], float], micro_batch_tokens: int,
+             max_grad_norm: float) -> dict[str, float]:
+        """One update on ``examples`` and, every ``look_every`` steps, a look at the score; the record of both."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        clock = Clock(partial(settle, self.model.device))
+        with clock("update"):
+            report = supervised_update(self.model, self.optimizer, examples, micro_batch_tokens=micro_batch_tokens,
+                                       max_grad_norm=max_grad_norm)
+        record = {"step": self.done, **report.metrics, **clock.metrics()}
+        self.dropped.see(self.done, report.fault)
+        self.done += 1
+        if self.cfg.stop_at and (self.done % self.cfg.look_every == 0 or self.done == self.total):
+            self.reached = record["strict"] = score()
+        self.records.write(record)
+        return record
+
+    def save(self) -> None:
+        self.records.flush()
+        drop_states(self.states, self.done - 1, keep=1)     # before writing: a state of all weights is large, so never three
+        with write_state(self.states, self.done, {"strict": self.reached, "dropped": vars(self.dropped)}) as aside:
+            save_tensors(aside / "parameters.safetensors", self.parameters)
+            save_tensors(aside / "optimizer.safetensors", optimizer_tensors(self.optimizer, self.parameters))
+
+    def _load(self, newest: Path, state: dict[str, Any]) -> None:
+        for name, tensor in load_tensors(newest / "parameters.safetensors").items():
+            self.parameters[name].data.copy_(tensor)
+        load_optimizer(self.optimizer, self.parameters, load_tensors(newest / "optimizer.safetensors"))
+        drop_states(self.states, state["step"], keep=1)     # a newer one is torn, and must not be kept in its place
+        self.done, self.reached, self.dropped = state["step"], state["strict"], load_dropped(state["dropped"])
 
 
 def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: Sequence[Example], cfg: config.Warmup, *,
             seed: int, micro_batch_tokens: int, max_grad_norm: float, save_every: int, score: Callable[[], float],
             folder: Path) -> None:
-    """Move ``parameters`` (all of the model's, or its adapters') until all epochs are over or ``score()`` is ``stop_at``.
+    """Train ``parameters`` (all of the model's, or its adapters') for all epochs, or until ``score()`` reaches ``stop_at``.
 
-    The learning rate rises over 20 steps, then falls: with the part of the way to ``stop_at`` that is left, or, without it,
-    evenly over the steps. ``folder`` holds a record of the steps and, meanwhile, the newest states to go on from. Too many
-    steps in a row that are not finite end it (``FloatingPointError``), as does the first SIGINT or SIGTERM after the step in
-    progress, a look included, which is saved (``SystemExit``); the second, at once.
+    ``folder`` holds a record of the steps and, meanwhile, the newest states to resume from. Too many steps in a row that are
+    not finite end it (``FloatingPointError``). The first SIGINT or SIGTERM ends it after the step in progress, saved
+    (``SystemExit``); the second one at once.
     """
-    optimizer = torch.optim.AdamW(parameters.values(), lr=cfg.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    stream, total = QuestionStream(examples, cfg.batch, seed), math.ceil(len(examples) * cfg.epochs / cfg.batch)
-    saved = folder / "warmup-state"
-    done, reached, dropped = _load(saved, optimizer, parameters)
-    records = JsonLines(folder / "warmup.jsonl", keep=lambda record: record["step"] < done)
-
-    def save() -> None:
-        records.flush()
-        _save(saved, done, reached, dropped, optimizer, parameters)
-
-    with progress(total, "warm-up", initial=done) as bar, first_signal() as met:
-        while done < total and not met and not (cfg.stop_at and reached >= cfg.stop_at):
-            pace = max(SLOWEST, 1 - reached / cfg.stop_at) if cfg.stop_at else 1 - done / total
-            for group in optimizer.param_groups:
-                group["lr"] = cfg.learning_rate * min(1.0, (done + 1) / RISE) * pace
-            clock, faults = Clock(partial(settle, model.device)), []
-            with clock("update"):
-                report = supervised_update(model, optimizer, stream.batch(done), max_grad_norm=max_grad_norm,
-                                           micro_batch_tokens=micro_batch_tokens, faults=faults)
-            record = {"step": done, **report, **clock.metrics()}
-            dropped.see(done, faults)
-            done += 1
-            if cfg.stop_at and (done % cfg.look_every == 0 or done == total):
-                reached = record["strict"] = score()
-            records.write(record)
-            bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {reached:.0f}%" if cfg.stop_at else ""))
+    stream, run = ProblemStream(examples, cfg.batch, seed), WarmUp(model, parameters, examples, cfg, folder)
+    with progress(run.total, "warm-up", initial=run.done) as bar, first_signal() as met:
+        while not run.over and not met:
+            record = run.step(stream.batch(run.done), score, micro_batch_tokens, max_grad_norm)
+            bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {run.reached:.0f}%" if cfg.stop_at else ""))
             bar.update()
-            if done % save_every == 0 or dropped.enough():
-                save()
-            dropped.check()
-    if met and done:
-        save()
-    records.close()
+            if run.done % save_every == 0 or run.dropped.enough():
+                run.save()
+            run.dropped.check()
+    if met and run.done:
+        run.save()
+    run.records.close()
     if met:
         raise SystemExit(128 + met[0])
-    if cfg.stop_at and reached < cfg.stop_at:
-        say(f"warm-up: all {cfg.epochs} epochs are over at {reached:.1f} % strict, below warmup.stop_at = {cfg.stop_at:g}")
-
-
-def _save(folder: Path, done: int, reached: float, dropped: Dropped, optimizer: torch.optim.Optimizer,
-          parameters: Mapping[str, nn.Parameter]) -> None:
-    drop_states(folder, done - 1, keep=1)                   # before: a state of all weights is large, so never three
-    with write_state(folder, done, {"strict": reached, "dropped": vars(dropped)}) as aside:
-        save_tensors(aside / "parameters.safetensors", parameters)
-        save_tensors(aside / "optimizer.safetensors", optimizer_tensors(optimizer, parameters))
-
-
-def _load(folder: Path, optimizer: torch.optim.Optimizer,
-          parameters: Mapping[str, nn.Parameter]) -> tuple[int, float, Dropped]:
-    """Where it goes on: the steps done, how good it was, the newest of them that moved nothing."""
-    if (found := newest_state(folder, STATE)) is None:
-        return 0, 0.0, Dropped()
-    newest, state = found
-    for name, tensor in load_tensors(newest / "parameters.safetensors").items():
-        parameters[name].data.copy_(tensor)
-    load_optimizer(optimizer, parameters, load_tensors(newest / "optimizer.safetensors"))
-    drop_states(folder, state["step"], keep=1)              # what is newer is torn, and must not be kept in its place
-    return state["step"], state["strict"], load_dropped(state["dropped"])
+    if cfg.stop_at and run.reached < cfg.stop_at:
+        say(f"warm-up: all {cfg.epochs} epochs are over at {run.reached:.1f} % strict, below warmup.stop_at = {cfg.stop_at:g}")

@@ -1,4 +1,4 @@
-"""metrics.py: a clock that adds up, a JSONL file that can be cut back, a table that lines up."""
+"""console.py: untrusted text on a terminal."""
 
 
 

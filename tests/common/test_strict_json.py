@@ -1,4 +1,4 @@
-"""lines.py: what a line may be and what it may not, and that no line fills the memory or the time."""
+"""strict_json.py: what a line may be and what it may not, and that no line fills the memory or the time."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_anything_else_is_one_sentence_with_its_place(tmp_path, line, got):
 
 def test_a_line_without_an_end_is_read_no_further_than_the_longest(tmp_path, monkeypatch):
     """Of one kilobyte where one may have 100 bytes, 101 are read, and none of what comes behind."""
-    monkeypatch.setattr(lines, "LONGEST", 100)
+    monkeypatch.setattr(lines, "MAX_BYTES", 100)
     read, file = [], file_of(tmp_path, b'{"n": "', b"x" * 1000)
 
     class Counting:
@@ -84,7 +84,7 @@ def test_a_line_without_an_end_is_read_no_further_than_the_longest(tmp_path, mon
 
 def test_a_line_of_too_many_values_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
     """One object, four commas and three lists are eight; one comma more is too many, and then nothing is parsed."""
-    monkeypatch.setattr(lines, "MOST", 8)
+    monkeypatch.setattr(lines, "MAX_VALUES", 8)
     assert len(list(read_lines(file_of(tmp_path, b'{"n": 1, "text": null, "a": [[[1, 2, 3]]]}'), KEYS))) == 1
     monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
     assert "8 values, got more" in complaint(file_of(tmp_path, b'{"n": 1, "text": null, "a": [[[1, 2, 3, 4]]]}'))
@@ -123,12 +123,12 @@ def test_what_is_read_can_be_shown_from_deeper_in_the_stack(tmp_path_factory, de
 def test_a_file_of_one_object_has_a_longest_and_a_most_too(tmp_path, monkeypatch):
     """{"n": 1, "text": "x"} has 21 bytes and, by its braces and commas, two values."""
     file = file_of(tmp_path, GOOD)
-    for name, limit in (("LONGEST", 20), ("MOST", 1)):
+    for name, limit in (("MAX_BYTES", 20), ("MAX_VALUES", 1)):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match="file.jsonl: expected at most .* got more$"):
             patch.setattr(lines, name, limit)
             read_object(file, KEYS)
-    monkeypatch.setattr(lines, "LONGEST", 21)
-    monkeypatch.setattr(lines, "MOST", 2)
+    monkeypatch.setattr(lines, "MAX_BYTES", 21)
+    monkeypatch.setattr(lines, "MAX_VALUES", 2)
     assert read_object(file, KEYS) == {"n": 1, "text": "x"}
 
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
 
 def test_a_text_in_memory_may_be_of_any_length(monkeypatch):
     """A run's own samples may be longer than what is read from a stranger."""
-    monkeypatch.setattr(lines, "LONGEST", 20)
+    monkeypatch.setattr(lines, "MAX_BYTES", 20)
     assert parse_object(GOOD, KEYS, "here") == {"n": 1, "text": "x"}
     with pytest.raises(ValueError, match="^here: expected a JSON object with n"):
         parse_object(b"[1]", KEYS, "here")

@@ -11,21 +11,25 @@ from hypothesis import strategies as st
 
 from minigrpo.common.device import generator
 from minigrpo.config import Config, Generation, load_config
-from minigrpo.evaluation.ask import pose, rows_table, show_candidates, write_candidates
-from minigrpo.policy.search import Completion
-from minigrpo.rollout import Group, Judge, Rollout
-from minigrpo.task.sql.engines.database import Execution
+from minigrpo.evaluation.ask import show_candidates, write_candidates
+from minigrpo.policy.generation.search import Completion
+from minigrpo.rollout import Group, Rollout
+from minigrpo.task.contract import Verdict
+from minigrpo.task.kinds import make_task
+from minigrpo.task.sql.engines.database import Execution, MockDatabase
 from minigrpo.task.sql.question import Question
-from minigrpo.task.sql.reward import Reward
-from minigrpo.training.assemble import open_judge
+from minigrpo.task.sql.reward import make_reward
+from minigrpo.task.sql.task import SQLTask
 from minigrpo.training.starting_model import load_start
+from tests.given_task import GivenTask
 
 ASKED = Question("--ask", "", 0, "How many?", "", "original", "")
+TASK = GivenTask(lambda question: question.text, MockDatabase(), make_reward("paper"))
 
 
 def candidate(sql: str | None, execution: Execution, *logprobs: float, stopped: bool = True) -> Rollout:
     completion = Completion((1,) * len(logprobs), logprobs, stopped)
-    return Rollout(completion, f"{sql};", sql, execution, Reward(0.0, {}))
+    return Rollout(completion, f"{sql};", Verdict(0.0, {}, execution.status, "", sql, execution.error, execution))
 
 
 def group(*rollouts: Rollout, text: str = "How many?") -> Group:
@@ -43,7 +47,7 @@ THREE = group(candidate("SELECT x", WRONG, -0.25, -0.125),
 def test_beams_best_first_by_hand():
     """Scores per token: −0.375 / 2 = −0.1875, −0.5 / 4 = −0.125 and −2 / 4 = −0.5; the same SQL twice stands once, with the
     better of its scores."""
-    assert show_candidates(THREE, Generation(method="beam", completions=3)) == """\
+    assert show_candidates(THREE, TASK, Generation(method="beam", completions=3)) == """\
   question  How many?
   database  original
   method    3 beams, scored Σ log-prob / length^1
@@ -61,38 +65,22 @@ def test_beams_best_first_by_hand():
 
 def test_samples_are_scored_by_the_sum_alone():
     """−0.375 is now before −0.5."""
-    shown = show_candidates(THREE, Generation(method="sample", completions=3, temperature=0.6)).split("\n")
+    shown = show_candidates(THREE, TASK, Generation(method="sample", completions=3, temperature=0.6)).split("\n")
     assert shown[2] == "  method    3 samples at temperature 0.6, scored Σ log-prob"
     assert [line for line in shown if "score  " in line] == ["  score     -0.375", "  score     -0.5, written 2 times"]
 
 
 def test_a_length_penalty_of_nothing_is_the_sum_too():
-    shown = show_candidates(THREE, Generation(method="beam", completions=3, length_penalty=0.0))
+    shown = show_candidates(THREE, TASK, Generation(method="beam", completions=3, length_penalty=0.0))
     assert "length^0" in shown and re.findall(r"score {5}(\S+)", shown) == ["-0.375", "-0.5,"]
 
 
 def test_no_sql_no_rows_and_a_candidate_that_was_cut_off():
     shown = show_candidates(group(candidate(None, Execution("no_sql"), -1.0, stopped=False),
-                                  candidate("SELECT 1 WHERE 0", Execution("ok", (), ("1",)), -2.0)), Generation())
+                                  candidate("SELECT 1 WHERE 0", Execution("ok", (), ("1",)), -2.0)), TASK, Generation())
     assert shown.split("\n\n")[1:] == [
         "  score     -1, cut off after 1 tokens\n  SQL       nothing\n  gave      no_sql",
         "  score     -2\n  SQL       SELECT 1 WHERE 0\n  gave      no rows"]
-
-
-def test_ten_rows_and_eight_columns_are_shown_and_the_rest_counted():
-    """12 rows of 9 columns: 2 and 1 more. Of 10 rows of 8 columns nothing is left."""
-    rows = tuple(tuple(f"{i}{j}" for j in range(9)) for i in range(12))
-    columns = tuple("abcdefghi")
-    drawn = rows_table(Execution("ok", rows, columns), 67).split("\n")
-    assert drawn[0].split() == list("abcdefgh") and drawn[10].split() == [f"9{j}" for j in range(8)]
-    assert drawn[11:] == ["… 2 more rows and 1 more column"]
-    assert "more" not in rows_table(Execution("ok", tuple(row[:8] for row in rows[:10]), columns[:8]), 67)
-
-
-def test_long_cells_are_cut_the_longest_first():
-    """20 columns for a cell of 30, two blanks and one of 3: 15 of the long one, the last of them a sign that it goes on."""
-    assert rows_table(Execution("ok", (("x" * 30, 100),), ("a", "b")), 20) == (
-        "a" + " " * 18 + "b\n" + "x" * 14 + "…  100")
 
 
 # ------------------------------------------------------------------------------------------------------------- its edges
@@ -106,7 +94,7 @@ def test_whatever_a_model_and_a_database_say_stays_within_80_columns_and_command
     execution = Execution("ok", tuple(data.draw(st.lists(st.tuples(*[CELLS] * width), max_size=12))), data.draw(names))
     failed = Execution("other", error=data.draw(st.text()))
     shown = show_candidates(group(candidate(data.draw(st.text()), execution, -1.0), candidate("x", failed, -1e-9),
-                                  text=data.draw(st.text())), Generation(completions=99, length_penalty=-3.25))
+                                  text=data.draw(st.text())), TASK, Generation(completions=99, length_penalty=-3.25))
     assert all(len(line) < 80 and line.isprintable() for line in shown.split("\n"))
 
 
@@ -114,7 +102,7 @@ def test_escape_sequences_are_shown_as_what_they_are():
     execution = Execution("ok", (("\x1b[2J\x07",),), ("\x9b1m",))
     failed = Execution("syntax", error="near \x1b[31m\r\nhere")
     shown = show_candidates(group(candidate("SELECT '\x1b]0;title\x07'", execution, -1.0), candidate("x", failed, -2.0),
-                                  text="\u202eWho?"), Generation())
+                                  text="\u202eWho?"), TASK, Generation())
     assert "\ufffdWho?" in shown and "SELECT '\ufffd]0;title\ufffd'" in shown and "near \ufffd[31m here" in shown
     assert "  gave      \ufffd1m\n            \ufffd[2J\ufffd\n" in shown
 
@@ -154,27 +142,28 @@ def test_samples_are_drawn_by_the_seed(ask):
     assert seeds[0] == seeds[1] and len(set(seeds)) > 1
 
 
-def written(judge: Judge, cfg: Config) -> Group:
-    return write_candidates(pose("Who?", "original", judge), load_start(cfg), judge, cfg.generation, generator(0, 0, "ask"))
+def written(task: SQLTask, cfg: Config) -> Group:
+    return write_candidates(task.pose("Who?", "original", "dev"), load_start(cfg, task), task, cfg.generation,
+                            generator(0, 0, "ask"))
 
 
 def test_beams_as_the_search_ranks_them(ask, small_toml):
     """The best two of the policy itself, their SQL in the search's order."""
     shown = ask("Who?", "--set", "generation.method=beam", "--set", "generation.completions=2")
     cfg = load_config(small_toml, ["generation.method=beam", "generation.completions=2"])
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        found = written(judge, cfg)
-    assert re.findall(r"SQL {7}(.*)\n", shown) == [rollout.sql for rollout in found.rollouts] and len(found.rollouts) == 2
+    with make_task(cfg) as task:
+        found = written(task, cfg)
+    assert re.findall(r"SQL {7}(.*)\n", shown) == [rollout.verdict.extracted for rollout in found.rollouts] and len(found.rollouts) == 2
 
 
 def test_an_answer_needs_no_reward(small_toml):
     """Whatever the config's reward makes of a question without a known answer, it is not asked."""
     cfg = load_config(small_toml)
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+    with make_task(cfg) as task:
         with pytest.raises(ValueError, match="is empty"):
-            judge.reward(ASKED, "SELECT 1", Execution("ok", ((1,),)))
-        found = written(judge, cfg)
-    assert [rollout.reward.total for rollout in found.rollouts] == [0.0] * 4
+            task.reward(ASKED, "SELECT 1", Execution("ok", ((1,),)))
+        found = written(task, cfg)
+    assert [rollout.verdict.reward for rollout in found.rollouts] == [0.0] * 4
 
 
 def test_which_database_is_asked(ask, small_toml):
@@ -183,10 +172,10 @@ def test_which_database_is_asked(ask, small_toml):
     assert "  database  counterfactual\n" in ask("Who?", "--set", "evaluation.split=counterfactual")
     assert "  database  counterfactual\n" in ask("Who?", "--database", "counterfactual")
     cfg = load_config(small_toml, ["task.samples=3"])
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        assert judge.databases == ("original", "counterfactual", "renamed")
-        assert "'Kraków'" in judge.prompt(pose("Who?", "original", judge))
-        assert "'Kraków'" not in judge.prompt(pose("Who?", "counterfactual", judge))
+    with make_task(cfg) as task:
+        assert list(task.tables) == ["original", "counterfactual", "renamed"]
+        assert "'Kraków'" in task.prompt(task.pose("Who?", "original", "dev"))
+        assert "'Kraków'" not in task.prompt(task.pose("Who?", "counterfactual", "dev"))
 
 
 def test_an_adapter_is_looked_for_where_one_is_given(ask):

@@ -1,89 +1,15 @@
-"""tables.py: figures where they belong, whatever their number; two evaluations of other questions are refused."""
+"""compare.py: two evaluations side by side, by hand; evaluations of other questions are refused."""
 
 import json
 
 import pytest
 
-from minigrpo.common.console import table
-from minigrpo.evaluation.compare import (
-    FIGURES,
-    NOTES,
-    compare,
-    comparison_table,
-    kind_table,
-    markdown,
-    read_rows,
-    show_comparison,
-    split_tables,
-)
-from minigrpo.evaluation.evaluate import add_intervals, summarise
+from minigrpo.evaluation.compare import compare, comparison_table, read_rows, show_comparison
+from tests.evaluation.rows import row
 
 SEVEN = ["original", "counterfactual", "small", "large", "easy", "medium", "hard"]
 
 
-def row(index: int, strict: int, *, split: str = "dev", kind: str = "1", status: str = "ok", ems: int | None = None,
-        **more: int) -> dict:
-    ems = strict if ems is None else ems
-    return {"split": split, "index": index, "kind": kind, "question": f"{index}?", "gold": "x", "status": status, "ems": ems,
-            "rems": float(ems), "strict": strict, **more}
-
-
-def summary_of(rows: list[dict], **sizes: int) -> dict:
-    summary = summarise(rows, sizes)
-    add_intervals(summary, rows)
-    return summary
-
-
-def full(index: int, split: str) -> dict:
-    """A row with all figures and every kind of error in turn."""
-    statuses = ("ok", "ok", "no_sql", "refused", "syntax", "unknown_column", "unknown_table", "other", "timeout", "too_large")
-    return row(index, int(index % 10 == 0), split=split, status=statuses[index % 10], suite=0, blind=index % 2, constant=1,
-               invented=1)
-
-
-# -------------------------------------------------------------------------------------------------------------- one policy
-def test_a_table_to_the_letter():
-    """Four of five questions: one right, one EMS without strict, one wrong, one error; no figure of luck is known. EMS is 2 of
-    4, 50; its interval holds all from 0 (probability 1/16 for none, as for all). easy has no rows, hard is absent."""
-    rows = [row(0, 1), row(1, 0, ems=1), row(2, 0), row(3, 0, status="timeout")]
-    cells, = split_tables(summary_of(rows, dev=5, easy=3, hard=0))
-    assert cells == [["", "dev", "easy", "hard"], ["questions", "4 of 5", "0 of 3", "absent"],
-                     ["strict", "25.0", "", ""], ["", "0.0-75.0", "", ""], ["EMS", "50.0", "", ""], ["", "0.0-100", "", ""],
-                     ["REMS", "50.0", "", ""], ["", "0.0-100", "", ""], ["errors", "25.0", "", ""], ["", "0.0-75.0", "", ""],
-                     ["  timeout", "25.0", "", ""], ["EMS, not strict", "25.0", "", ""], ["", "0.0-75.0", "", ""]]
-
-
-def test_seven_splits_fit_a_hundred_columns_and_the_kinds_of_one_too():
-    rows = [full(i, split) for split in SEVEN for i in range(999)]
-    summary = summary_of(rows, **dict.fromkeys(SEVEN, 999))
-    one, = split_tables(summary)
-    assert all(label in [line[0] for line in one] for label, _ in FIGURES.values())
-    assert max(map(len, table(one).split("\n"))) <= 100
-    assert max(map(len, table(kind_table("counterfactual", summary["counterfactual"])).split("\n"))) <= 100
-    assert max(map(len, NOTES.split("\n"))) <= 80
-
-
-def test_more_splits_stand_below():
-    nine = [*SEVEN, "train", "dev"]
-    first, second = split_tables(summary_of([full(0, split) for split in nine], **dict.fromkeys(nine, 1)))
-    assert first[0][1:] == SEVEN and second[0][1:] == ["train", "dev"]
-
-
-def test_kinds_are_in_order_and_all_is_last():
-    """5, 34, 1001 as numbers go. Kind 5 has no wrong guess, so nothing of unguessed; all: the one wrong guess is strict."""
-    rows = [row(0, 1, kind="1001", blind=0), row(1, 0, kind="5", blind=1), row(2, 0, kind="34", blind=1)]
-    cells = kind_table("dev", summary_of(rows, dev=3)["dev"])
-    assert cells[0] == ["dev", "n", "strict", "EMS", "REMS", "errors", "hacks", "unguess.", "blind"]
-    assert [line[0] for line in cells[1:]] == ["5", "34", "1001", "all"]
-    assert cells[1] == ["5", "1", "0.0", "0.0", "0.0", "0.0", "0.0", "", "100"]
-    assert cells[-1] == ["all", "3", "33.3", "33.3", "33.3", "0.0", "0.0", "100", "66.7"]
-
-
-def test_markdown_to_the_letter():
-    assert markdown([["", "n"], ["  a|b", "3"]]) == "|  | n |\n| --- | ---: |\n| a\\|b | 3 |"
-
-
-# ------------------------------------------------------------------------------------------------------------ two policies
 def by_id(*rows: dict) -> dict[str, dict]:
     return {f"{row['split']}/{row['index']}": row for row in rows}
 
@@ -142,12 +68,13 @@ def test_rows_are_read_from_a_folder_or_a_file_and_by_split(tmp_path):
 @pytest.mark.parametrize("text, sentence", [
     ("", "--compare: {file} holds no rows"),
     ('{"split": "dev", "index": 0, "sql": "SELECT 1"}',
-     "{file}:1: expected a JSON object with question (text), gold (text), status (text), ems (integer or fraction) "
-     "and strict (integer or fraction), got "),
+     "{file}:1: expected a JSON object with question (text), gold (text), status (text) and strict (integer or fraction), "
+     "got "),
     (json.dumps(row(0, 1)) + "\n{", "{file}:2: expected a JSON object with split (text), "),
     ("3", "{file}:1: expected a JSON object with split (text), "),
-    (json.dumps(row(0, 1) | {"ems": "1"}),
-     '{file}:1: expected a JSON object with ems (integer or fraction), got {"ems": "1"}'),
+    (json.dumps(row(0, 1) | {"strict": "1"}),
+     '{file}:1: expected a JSON object with strict (integer or fraction), got {"strict": "1"}'),
+    (json.dumps(row(0, 1) | {"ems": "1"}), "{file}:1: expected ems from 0 to 1, got '1'"),
     (json.dumps(row(0, 1) | {"rems": 1.5}), "{file}:1: expected rems from 0 to 1, got 1.5"),
     (json.dumps(row(0, 1) | {"suite": None}), "{file}:1: expected suite from 0 to 1, got None"),
     (2 * (json.dumps(row(0, 1)) + "\n"), "{file}:2: dev/0 is given a second time"),

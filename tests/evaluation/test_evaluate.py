@@ -9,29 +9,47 @@ from minigrpo.config import load_config
 from minigrpo.evaluation import evaluate
 from minigrpo.evaluation.evaluate import (
     add_ceilings,
-    add_intervals,
     before_after,
     blind_guesses,
     evaluate_policy,
-    evaluate_predictions,
+    judge_rows,
     read_predictions,
     report_splits,
-    score_row,
     show_report,
-    summarise,
 )
-from minigrpo.rollout import Judge, collect
+from minigrpo.evaluation.figures import summarise
+from minigrpo.rollout import generate
+from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.data import athletes
 from minigrpo.task.sql.data.temptabqa import load_questions
-from minigrpo.task.sql.engines.database import Column, Database, Execution, MockDatabase, Table
+from minigrpo.task.sql.engines.database import STATUSES, Column, Database, Execution, Table
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import make_reward
-from minigrpo.training.assemble import load_split, open_judge
 from minigrpo.training.starting_model import load_start
+from tests.given_task import GivenTask
 
 FIELDS = ["split", "index", "kind", "question", "gold", "sql", "status", "answer", "ems", "rems", "strict", "invented"]
-NOBODY = Judge(lambda asked: asked.text, MockDatabase(), make_reward("paper"), 1, schema=lambda database: f"{database}: 2012")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gives:
+    """A database that gives the same to every query."""
+
+    execution: Execution
+
+    def run(self, sql: str | None, database_name: str) -> Execution:
+        return self.execution
+
+    def close(self) -> None:
+        pass
+
+
+def score_row(question: Question, sql: str | None, execution: Execution) -> dict:
+    """The row of a query that gave ``execution``, on a database whose schema has the value 2012."""
+    task = GivenTask(lambda asked: asked.text, Gives(execution), make_reward("paper"), schema=lambda database: f"{database}: 2012")
+    row, = judge_rows([(question, sql)], task)
+    return row
 
 
 def question(answer: str, index: int = 0, split: str = "t", kind: str = "1", gold: str | None = None) -> Question:
@@ -41,81 +59,26 @@ def question(answer: str, index: int = 0, split: str = "t", kind: str = "1", gol
 # ------------------------------------------------------------------------------------------------------------------ rows
 def test_a_row_by_hand():
     """Gold "Suva, Kraków"; output "Suva 2012, Suva": one of two parts is found as whole words, so REMS is 0.5 and EMS 0."""
-    row = score_row(question("Suva, Kraków", 7), "SELECT ...", Execution("ok", (("Suva", 2012), ("Suva",))), NOBODY)
+    row = score_row(question("Suva, Kraków", 7), "SELECT ...", Execution("ok", (("Suva", 2012), ("Suva",))))
     assert list(row) == FIELDS
     assert row == {"split": "t", "index": 7, "kind": "1", "question": "?", "gold": "Suva, Kraków", "sql": "SELECT ...",
                    "status": "ok", "answer": "Suva 2012, Suva", "ems": 0, "rems": 0.5, "strict": 0, "invented": 0}
-    both = score_row(question("Suva, Kraków"), "S", Execution("ok", (("Kraków",), ("Suva",))), NOBODY)
+    both = score_row(question("Suva, Kraków"), "S", Execution("ok", (("Kraków",), ("Suva",))))
     assert (both["ems"], both["rems"], both["strict"]) == (1, 1.0, 1)
-    more = score_row(question("Suva"), "S", Execution("ok", (("Kraków",), ("Suva",))), NOBODY)     # too much: wrong if strict
+    more = score_row(question("Suva"), "S", Execution("ok", (("Kraków",), ("Suva",))))     # too much: wrong if strict
     assert (more["ems"], more["rems"], more["strict"]) == (1, 1.0, 0)
 
 
 @pytest.mark.parametrize("status", ["no_sql", "refused", "syntax", "timeout", "too_large", "other"])
 def test_an_error_answers_nothing_even_where_the_answer_is_none(status):
-    row = score_row(question("None"), None, Execution(status, (("None",),)), NOBODY)
+    row = score_row(question("None"), None, Execution(status, (("None",),)))
     assert (row["status"], row["answer"], row["ems"], row["rems"], row["strict"]) == (status, "", 0, 0.0, 0)
 
 
 def test_a_value_that_neither_question_nor_its_own_database_has_is_invented():
     """The question "?" has no value, the schema 2012; an error has what its SQL says, and no SQL says nothing."""
     for sql, invented in (("SELECT 2012", 0), ("SELECT 2013", 1), ("SELECT 'original'", 0), ("SELECT 'other'", 1), (None, 0)):
-        assert score_row(question("2"), sql, Execution("syntax"), NOBODY)["invented"] == invented, sql
-
-
-# --------------------------------------------------------------------------------------------------------------- summary
-def row(split: str, kind: str, status: str, ems: int, rems: float, strict: int, **more: int) -> dict:
-    return {"split": split, "kind": kind, "status": status, "ems": ems, "rems": rems, "strict": strict, **more}
-
-
-def test_a_summary_by_hand():
-    """Three of a's nine and one of b's one. a: strict 1 of 3 = 33.33 %, EMS 2 of 3 = 66.67 %, REMS (1 + 1 + 0)/3 = 66.67 %,
-    one timeout = 33.33 %, one EMS without strict; of kind x two, strict 1 of 2, no error; of kind y the timeout. b: all 0, and
-    a syntax error. c has four questions and no rows, d is absent."""
-    rows = [row("a", "x", "ok", 1, 1.0, 1), row("b", "x", "syntax", 0, 0.0, 0), row("a", "x", "ok", 1, 1.0, 0),
-            row("a", "y", "timeout", 0, 0.0, 0)]
-    nothing = {"strict": 0.0, "ems": 0.0, "rems": 0.0, "error_rate": 100.0, "hack": 0.0}
-    assert summarise(rows, {"a": 9, "b": 1, "c": 4, "d": 0}) == {
-        "a": {"n": 3, "of": 9, "strict": 33.33, "ems": 66.67, "rems": 66.67, "error_rate": 33.33, "hack": 33.33,
-              "status": {"ok": 66.67, "timeout": 33.33},
-              "kinds": {"x": {"n": 2, "strict": 50.0, "ems": 100.0, "rems": 100.0, "error_rate": 0.0, "hack": 50.0},
-                        "y": {"n": 1, **nothing}}},
-        "b": {"n": 1, "of": 1, **nothing, "status": {"syntax": 100.0}, "kinds": {"x": {"n": 1, **nothing}}},
-        "c": {"n": 0, "of": 4}, "d": {"n": 0, "of": 0, "absent": True}}
-
-
-def test_kinds_and_luck_add_up():
-    """suite and blind stand where every row has them: of kind x both, 1 of 2; over all only blind, because z has no suite.
-    And n-weighted means over kinds are the means over all."""
-    rows = [row("a", "x", "ok", 1, 1.0, 1, blind=0, suite=1), row("a", "x", "ok", 1, 1.0, 1, blind=1, suite=0),
-            row("a", "z", "ok", 0, 0.5, 0, blind=0), row("a", "z", "no_sql", 0, 0.0, 0, blind=0),
-            row("a", "z", "ok", 1, 0.5, 0, blind=0)]
-    a = summarise(rows, {"a": 5})["a"]
-    assert a["kinds"]["x"] == {"n": 2, "strict": 100.0, "ems": 100.0, "rems": 100.0, "suite": 50.0, "blind": 50.0,
-                               "error_rate": 0.0, "hack": 0.0, "unguessed": 100.0}
-    assert "suite" not in a and "suite" not in a["kinds"]["z"] and a["blind"] == 20.0
-    assert sum(kind["n"] for kind in a["kinds"].values()) == a["n"] == 5
-    for name in ("strict", "ems", "rems", "blind", "error_rate"):
-        assert sum(kind["n"] * kind[name] for kind in a["kinds"].values()) / 5 == pytest.approx(a[name], abs=0.01)
-
-
-def test_what_nobody_can_guess_is_counted_of_the_wrong_guesses_alone():
-    """Blind is wrong on three of five, of which one is right: 33.33. Where every guess is right, there is no such figure."""
-    rows = [row("a", "x", "ok", 1, 1.0, 1, blind=1), row("a", "x", "ok", 0, 0.0, 0, blind=1),
-            row("a", "y", "ok", 1, 1.0, 1, blind=0), row("a", "y", "ok", 1, 1.0, 0, blind=0),
-            row("a", "y", "ok", 0, 0.0, 0, blind=0)]
-    a = summarise(rows, {"a": 5})["a"]
-    assert a["unguessed"] == a["kinds"]["y"]["unguessed"] == 33.33 and "unguessed" not in a["kinds"]["x"]
-
-
-def test_intervals_stand_beside_the_figures_of_each_split():
-    """All alike leave no doubt; of four questions with one right no other bound than these is possible (test_intervals.py)."""
-    rows = [row("b", "x", "ok", 1, 1.0, 1)] * 3 + [row("a", "x", "ok", 0, 0.0, 0)] * 3 + [row("a", "x", "ok", 1, 1.0, 1)]
-    summary = summarise(rows, {"a": 4, "b": 3, "c": 1})
-    add_intervals(summary, rows)
-    assert summary["a"]["interval"] == {**dict.fromkeys(["strict", "ems", "rems"], [0.0, 75.0]),
-                                        **dict.fromkeys(["error_rate", "hack"], [0.0, 0.0])}
-    assert summary["b"]["interval"]["strict"] == [100.0, 100.0] and "interval" not in summary["c"]
+        assert score_row(question("2"), sql, Execution("syntax"))["invented"] == invented, sql
 
 
 # ------------------------------------------------------------------------------------------------- what luck could have done
@@ -137,10 +100,10 @@ def judged(cases: list[tuple[str | None, str, str | None]], *, second: str, gues
     """Rows of (our SQL, gold answer, gold SQL), run on "first" and looked at again on ``second``, "" for none."""
     questions = [dataclasses.replace(question(answer, i, gold=gold), database="first")
                  for i, (_, answer, gold) in enumerate(cases)]
-    with Judge(lambda asked: asked.text, open_sqlite(PETS), make_reward("paper"), 2, second) as judge:
-        rows = evaluate_predictions(questions, [sql for sql, _, _ in cases], judge)
+    with GivenTask(lambda asked: asked.text, open_sqlite(PETS), make_reward("paper"), second=second) as task:
+        rows = judge_rows(list(zip(questions, [sql for sql, _, _ in cases])), task)
         before = [dict(row) for row in rows]
-        add_ceilings(rows, questions[::-1], guesses, judge)             # questions in any order
+        add_ceilings(rows, questions[::-1], guesses, task)              # questions in any order
     assert all(row.items() >= old.items() and list(row)[:len(old)] == list(old) for row, old in zip(rows, before))
     return rows
 
@@ -182,7 +145,7 @@ def test_no_second_database_or_no_gold_sql_no_suite():
     assert not any("suite" in row for row in judged([(COUNT, "2", COUNT), (None, "2", None)], second="", guesses={}))
     with_gold, without = judged([(COUNT, "2", COUNT), (COUNT, "2", None)], second="second", guesses={})
     assert with_gold["suite"] == 1 and "suite" not in without
-    assert "suite" not in summarise([with_gold, without], {"t": 2})["t"]
+    assert "suite" not in summarise([with_gold, without], {"t": 2}, STATUSES)["t"]
     assert judged([], second="second", guesses={}) == []
 
 
@@ -266,8 +229,8 @@ def test_predictions_from_anywhere(tmp_path):
     """Blank lines, other keys, Windows line ends, no SQL at all, and separators that are no line ends."""
     file = write(tmp_path, '{"split": "dev", "index": 1, "sql": "SELECT \u2028\x85", "type": 3}\r\n\n'
                            '{"sql": null, "index": 0, "split": "dev"}\r\n{"split": "train", "index": 0, "sql": ""}')
-    assert list(read_predictions(file).items()) == [(("dev", 1), "SELECT \u2028\x85"), (("dev", 0), None), (("train", 0), "")]
-    assert read_predictions(write(tmp_path, "")) == {}
+    assert list(read_predictions(file, "sql").items()) == [(("dev", 1), "SELECT \u2028\x85"), (("dev", 0), None), (("train", 0), "")]
+    assert read_predictions(write(tmp_path, ""), "sql") == {}
 
 
 GOOD = '{"split": "dev", "index": 0, "sql": "SELECT 1"}\n'
@@ -291,17 +254,17 @@ EXPECTED = "expected a JSON object with split (text), index (integer) and sql (t
 def test_a_line_that_is_no_prediction(tmp_path, line, sentence):
     file = write(tmp_path, GOOD + line)
     with pytest.raises(ValueError) as caught:
-        read_predictions(file)
+        read_predictions(file, "sql")
     assert str(caught.value).startswith(f"{file}:2: {sentence}") and "\n" not in str(caught.value)
 
 
 def test_files_that_hold_no_predictions(tmp_path):
     with pytest.raises(ValueError, match=f"--predictions: there is no file {tmp_path}/none.jsonl"):
-        read_predictions(tmp_path / "none.jsonl")
+        read_predictions(tmp_path / "none.jsonl", "sql")
     with pytest.raises(ValueError, match=f"--predictions: there is no file {tmp_path}"):
-        read_predictions(tmp_path)
+        read_predictions(tmp_path, "sql")
     with pytest.raises(ValueError, match="p.jsonl:1: expected a JSON object"):
-        read_predictions(write(tmp_path, b"\xff\xfe{\x00"))
+        read_predictions(write(tmp_path, b"\xff\xfe{\x00"), "sql")
 
 
 def test_predictions_keep_their_order_and_run_on_their_own_database(small_toml):
@@ -309,8 +272,8 @@ def test_predictions_keep_their_order_and_run_on_their_own_database(small_toml):
     cfg = load_config(small_toml, ["run.out=unused"])
     asked = [load_questions(cfg.task.path, split)[0] for split in ("counterfactual", "train", "dev")]
     silver = "SELECT COUNT(*) FROM Medal WHERE type = 'MedalSilver' AND year = 2014"
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        rows = evaluate_predictions(asked, [silver, silver, None], judge)
+    with make_task(cfg) as task:
+        rows = judge_rows(list(zip(asked, [silver, silver, None])), task)
     assert [(row["split"], row["answer"], row["status"]) for row in rows] == [
         ("counterfactual", "0", "ok"), ("train", "1", "ok"), ("dev", "", "no_sql")]
 
@@ -320,19 +283,20 @@ def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
     """A question's row is the same whatever it is decoded beside, and whatever the config trains with. They come as they
     are decoded, short prompts first."""
     cfg = load_config(small_toml, ["run.out=unused"])
-    policy = load_start(cfg)
     asked = [question for split in ("train", "counterfactual", "medium") for question in load_questions(cfg.task.path, split)]
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+    with make_task(cfg) as task:
+        policy = load_start(cfg, task)
+
         def evaluated(questions, generation, batch):
-            return sorted(evaluate_policy(questions, policy, judge, generation, batch), key=place)
+            return sorted(evaluate_policy(questions, policy, task, generation, batch), key=place)
 
         def place(row):
             return row["split"], row["index"]
 
         rows = evaluated(asked, cfg.generation, 16)
         assert [place(row) for row in rows] == sorted((question.split, question.index) for question in asked)
-        first = next(evaluate_policy(asked, policy, judge, cfg.generation, 1))
-        assert place(first) == min((len(judge.prompt(q)), i, (q.split, q.index)) for i, q in enumerate(asked))[2]
+        first = next(evaluate_policy(asked, policy, task, cfg.generation, 1))
+        assert place(first) == min((len(task.prompt(q)), i, (q.split, q.index)) for i, q in enumerate(asked))[2]
         assert all(list(row) == FIELDS and row["sql"].startswith("SELEC") for row in rows)
         for batch in (1, 3):
             assert evaluated(asked, cfg.generation, batch) == rows
@@ -358,47 +322,49 @@ class Counting:
         self.database.close()
 
 
-def test_a_question_that_recurs_is_decoded_once_and_each_query_runs_once(small_toml, monkeypatch):
-    """Twelve questions: four texts, each twice to one database (of which once with another answer), once to another. That is
-    eight prompts to a database. The model knows five statements, so of ten possible queries none may run twice, also not in
-    different batches."""
+def test_a_prompt_that_recurs_is_decoded_once_and_each_query_runs_once(small_toml, monkeypatch):
+    """Twelve questions: four texts, each asked twice of one database (of which once with another answer) and once of another.
+    The two schemas are alike, so that makes four prompts. The model knows five statements, so of ten possible queries none may
+    run twice, also not in different batches."""
     cfg = load_config(small_toml, ["run.out=unused"])
     asked = [Question(f"{split}/{i}", split, i, f"How many of {'x' * i}?", answer, database, "k")
              for split, database, answer in (("a", "original", "1"), ("b", "original", "2"), ("c", "counterfactual", "1"))
              for i in range(4)]
     decoded = []
 
-    def watched(questions, *arguments, **options):
-        decoded.extend((question.text, question.database) for question in questions)
-        return collect(questions, *arguments, **options)
+    def watched(policy, prompts, *arguments, **options):
+        decoded.extend(policy.tokenizer.decode(prompt) for prompt in prompts)
+        return generate(policy, prompts, *arguments, **options)
 
-    monkeypatch.setattr(evaluate, "collect", watched)
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        counting = Counting(judge.database, [])
-        rows = list(evaluate_policy(asked, load_start(cfg), dataclasses.replace(judge, database=counting), cfg.generation, 2))
-    assert len(decoded) == len(set(decoded)) == 8
+    monkeypatch.setattr(evaluate, "generate", watched)
+    with make_task(cfg) as task:
+        task.database = counting = Counting(task.database, [])
+        rows = list(evaluate_policy(asked, load_start(cfg, task), task, cfg.generation, 2))
+        assert task.database is counting                                # after the evaluation nothing is remembered
+        assert set(decoded) == set(map(task.prompt, asked)) and len(decoded) == 4
     assert len(counting.asked) == len(set(counting.asked)) <= 10
+    assert {database for _, database in counting.asked} == {"original", "counterfactual"}
     by_place = {(row["split"], row["index"]): row for row in rows}
     assert len(rows) == len(by_place) == 12
     for i in range(4):
-        first, again = by_place["a", i], by_place["b", i]
-        assert (first["sql"], first["answer"]) == (again["sql"], again["answer"])
+        first, again, other = (by_place[split, i] for split in "abc")
+        assert (first["sql"], first["answer"]) == (again["sql"], again["answer"]) and other["sql"] == first["sql"]
         assert [first["strict"], again["strict"]] == [int(first["answer"] == wanted) for wanted in "12"]
 
 
 def test_a_report_is_an_evaluation_with_luck_beside_it(sql_model, small_toml):
     """Athletes of two splits: the same rows as without a report, each with blind and suite; the figures are those rows'."""
     cfg = load_config(small_toml, ["run.out=unused", "task.kind=athletes", "task.template=compact"])
-    policy, train = load_start(cfg), load_split(cfg.task, "train")
-    splits = {split: load_split(cfg.task, split)[:40] for split in ("heldout", "counterfactual")}
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        rows, summary = report_splits(splits, train, policy, judge, cfg.generation, 16)
-        plain = list(evaluate_policy([*splits["heldout"], *splits["counterfactual"]], policy, judge, cfg.generation, 16))
+    with make_task(cfg) as task:
+        policy, train = load_start(cfg, task), task.load("train")
+        splits = {split: task.load(split)[:40] for split in ("heldout", "counterfactual")}
+        rows, summary = report_splits(splits, train, policy, task, cfg.generation, 16)
+        plain = list(evaluate_policy([*splits["heldout"], *splits["counterfactual"]], policy, task, cfg.generation, 16))
     assert [(row["split"], row["index"]) for row in rows] == [(split, index) for split in splits for index in range(40)]
     assert sorted(plain, key=lambda row: (row["split"] != "heldout", row["index"])) == [
         {name: row[name] for name in FIELDS} for row in rows]
     assert {split: {name: value for name, value in of.items() if name != "interval"} for split, of in summary.items()} \
-        == summarise(rows, {"heldout": 40, "counterfactual": 40}) and len(rows) == 80
+        == summarise(rows, {"heldout": 40, "counterfactual": 40}, STATUSES) and len(rows) == 80
     for of in summary.values():
         assert of["interval"].keys() == of.keys() - {"n", "of", "status", "kinds", "interval"}
         assert all(low <= of[name] <= high for name, (low, high) in of["interval"].items())

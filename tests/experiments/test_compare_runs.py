@@ -1,4 +1,4 @@
-"""comparison.py: what is measured of several runs, by hand, and what is drawn of them, read from the axes."""
+"""compare_runs.py: what is measured of several runs, by hand, and what is drawn of them, read from the axes."""
 
 from dataclasses import replace
 from pathlib import Path

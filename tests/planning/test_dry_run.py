@@ -11,20 +11,32 @@ import pytest
 from minigrpo.config import load_config
 from minigrpo.planning.dry_run import GB, show_memory
 from minigrpo.planning.memory import Phase, Plan
-from minigrpo.policy.files.weights import load_tensors
+from minigrpo.policy.files.tensors import load_tensors
 from minigrpo.policy.tokenizer import load_tokenizer
-from minigrpo.training.assemble import load_data, open_judge
-from minigrpo.training.run import checkpoints
+from minigrpo.task.kinds import make_task
+from minigrpo.training.data import load_data
+from minigrpo.training.folder import checkpoints
+from tests.quick import rest_slow
+
+
+@pytest.fixture(scope="module")
+def plain() -> list:
+    """What --dry-run of the small config itself left, once it has been asked."""
+    return []
 
 
 @pytest.fixture
-def dry(cli, train_recipe, tmp_path):
+def dry(cli, train_recipe, tmp_path, plain):
     """``dry("grpo.questions=1")``: what --dry-run of the small config left; nothing of a run may be there afterwards."""
     def call(*overrides: str):
+        if plain and not overrides:
+            return plain[0]
         out = tmp_path / "run"
         ended = cli(train_recipe, "--dry-run", "--set", f"run.out={out}", *(word for pair in overrides
                                                                            for word in ("--set", pair)))
         assert not out.exists()
+        if not overrides:
+            plain.append(ended)
         return ended
     return call
 
@@ -45,21 +57,22 @@ def test_counts_and_the_longest_prompt_are_what_training_finds(dry, small_toml, 
     ended = dry()
     assert ended.status == 0, ended.err
     cfg = load_config(small_toml)
-    data, tokenizer = load_data(cfg), load_tokenizer(sql_model)
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        longest = max(len(tokenizer.encode(judge.prompt(question))) for question in data.all)
-    assert f"train {len(data.known)} · dev {len(data.dev)}" in said(ended.out)
+    tokenizer = load_tokenizer(sql_model)
+    with make_task(cfg) as task:
+        data = load_data(cfg, task)
+        longest = max(len(tokenizer.encode(task.prompt(question))) for question in data.all)
+    assert f"train {len(data.train)} · dev {len(data.dev)}" in said(ended.out)
     assert f"prompts of at most {longest} tokens and 8 new ones, of 1024" in said(ended.out)
 
 
 def test_the_first_prompt_is_shown_to_the_letter(dry, small_toml):
     cfg = load_config(small_toml)
-    data = load_data(cfg)
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        prompt = judge.prompt(data.known[0])
+    with make_task(cfg) as task:
+        first = load_data(cfg, task).train[0]
+        prompt = task.prompt(first)
     ended = dry()
     assert ended.status == 0, ended.err
-    _, shown = ended.out.split(f"  the prompt of {data.known[0].id}:\n")
+    _, shown = ended.out.split(f"  the prompt of {first.id}:\n")
     assert shown.split() == prompt.split()                              # all of it, in its order
     lines = shown.split("\n")
     assert all(f"    {line}" in lines for line in prompt.split("\n") if len(line) <= 75)        # as they are; wider ones go on
@@ -90,6 +103,7 @@ def test_adapters_are_as_many_parameters_as_a_run_saves(dry, train_recipe, small
     assert f"adapters {sum(tensor.numel() for tensor in saved.values()):,} parameters" in said(dry().out)
 
 
+@pytest.mark.slow
 def test_an_adapter_given_has_its_own_rank_counted(dry, train_recipe, small_toml, tmp_path_factory):
     """The small config's rank is 4; what was trained at rank 2 has half as many parameters, whatever [lora] says."""
     out = tmp_path_factory.mktemp("real") / "run"
@@ -100,22 +114,24 @@ def test_an_adapter_given_has_its_own_rank_counted(dry, train_recipe, small_toml
 
 
 # --------------------------------------------------------------------------------------------------- kinds and engines
+@pytest.mark.parametrize("shop_keys", rest_slow(["sqlite", "mariadb"]), indirect=True)
 def test_gold_sql_of_ones_own_questions_is_run_on_either_engine(dry, shop, shop_keys):
     """A split that is evaluated, and reported too, is asked once."""
     ended = dry(*shop_keys, 'evaluation.report=["dev"]')
     lines = [json.loads(line) for split in ("train", "dev") for line in (shop / f"{split}.jsonl").read_text().splitlines()]
     gold = sum("gold_sql" in line for line in lines)
     assert ended.status == 0, ended.err
-    assert gold > 0 and f"{gold} gold queries run and none failed" in said(ended.out)
+    assert gold > 0 and f"{gold} known ones run and none failed" in said(ended.out)
 
 
+@pytest.mark.slow
 def test_a_new_model_is_made_aside(dry):
     ended = dry("task.kind=athletes", "task.template=compact", "model.path=new", "generation.max_new_tokens=20")
     assert ended.status == 0, ended.err
     assert "model new (llama, 2 layers of width 96)" in said(ended.out)
 
 
-@pytest.mark.parametrize("weights", [None, b"no weights at all"], ids=["missing", "garbage"])
+@pytest.mark.parametrize("weights", rest_slow([None, b"no weights at all"]), ids=["missing", "garbage"])
 def test_no_weights_are_read(dry, sql_model, tmp_path, weights):
     folder = shutil.copytree(sql_model, tmp_path / "model")
     (folder / "model.safetensors").unlink()
@@ -124,6 +140,7 @@ def test_no_weights_are_read(dry, sql_model, tmp_path, weights):
     assert dry(f"model.path={folder}").status == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_stays_as_it_is(cli, train_recipe, tmp_path):
     kept = tmp_path / "run" / "metrics.jsonl"
     kept.parent.mkdir()
@@ -139,7 +156,7 @@ def test_gold_sql_that_names_a_missing_table_is_refused_by_its_question(dry, sho
         file.write(json.dumps({"question": "?", "answer": 1, "database": "shop", "gold_sql": "SELECT 1 FROM nowhere"}) + "\n")
     index = len((folder / "train.jsonl").read_text().splitlines()) - 1
     message = refusal(dry("task.kind=jsonl", f"task.path={folder}"))
-    assert f"the gold SQL of train/{index} fails on the database shop: unknown_table" in message
+    assert f"the known solution of train/{index} fails on the database shop: unknown_table" in message
 
 
 def test_a_reward_of_ones_own_is_tried_on_gold_sql(dry, shop, tmp_path, monkeypatch):
@@ -169,7 +186,7 @@ def test_a_warm_up_without_gold_sql_is_refused(dry, shop, tmp_path):
         bare = [{key: value for key, value in record.items() if key != "gold_sql"} for record in records]
         file.write_text("".join(json.dumps(record) + "\n" for record in bare))
     ended = dry("task.kind=jsonl", f"task.path={folder}", "warmup.source=jsonl")
-    assert "has no gold SQL for the split train" in refusal(ended)
+    assert "has no known solution for the split train" in refusal(ended)
 
 
 def test_a_dry_run_of_a_resumed_run_is_no_mode(cli, train_recipe):

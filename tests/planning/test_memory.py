@@ -1,4 +1,4 @@
-"""plan.py: what a config will need, against counts made by hand, by transformers, and by a process that really trains."""
+"""memory.py: what a config will need, against counts made by hand, by transformers, and by a process that really trains."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from minigrpo.config import load_config
 from minigrpo.planning.memory import Alive, Load, Phase, Plan, Rates, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import read_architecture
 from tests.paths import ROOT
+from tests.quick import rest_slow
 
 # V = 1000, D = 64, two layers, four query heads and two key/value heads of H = 16, MLP 128; the head is the embedding.
 TINY = {"model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -124,14 +125,14 @@ def test_bfloat16_halves_the_weights_but_not_the_adapters_and_their_moments():
     assert {phase.kept for phase in plan(dtype=torch.bfloat16).phases.values()} == {2 * (TIED + COPIES) + 3 * 4 * ADAPTERS}
 
 
-@pytest.mark.parametrize("start", [LORA, ("model.adapter=a",)], ids=["warm-up", "given"])
+@pytest.mark.parametrize("start", [pytest.param(LORA, marks=pytest.mark.slow), ("model.adapter=a",)], ids=["warm-up", "given"])
 def test_a_start_adapter_is_kept_beside_the_one_that_moves(start):
     """The reference policy's own copy, float32, without moments."""
     phases = plan(*start).phases
     assert {phases[name].kept for name in ("generate", "evaluate", "update")} == {4 * (TIED + COPIES) + 4 * 4 * ADAPTERS}
 
 
-@pytest.mark.parametrize("dtype, width", [(torch.float32, 4), (torch.bfloat16, 2)])
+@pytest.mark.parametrize("dtype, width", rest_slow([(torch.float32, 4), (torch.bfloat16, 2)]))
 def test_a_generation_of_many_short_candidates_is_its_cache(dtype, width):
     """Two more candidates of 400 tokens are 2 · 400 more slots for each of 8 questions: keys and values of 2 layers, 2 heads
     of 16. What else is alive by candidate and slot: a boolean (its copy when beams change parents), a bias of two rows for
@@ -143,6 +144,7 @@ def test_a_generation_of_many_short_candidates_is_its_cache(dtype, width):
     assert cache <= many - few <= 1.7 * cache
 
 
+@pytest.mark.slow
 def test_a_longer_cache_costs_its_bytes():
     """One greedy candidate, 256 questions: 100 more tokens of prompt of which only the cache lives on. The prefill's own
     activations grow as well, so the cache is what must at least be added."""
@@ -150,6 +152,7 @@ def test_a_longer_cache_costs_its_bytes():
     assert long - short >= 256 * 2 * 100 * 16 * 2 * 2 * 4
 
 
+@pytest.mark.slow
 def test_more_key_value_heads_make_a_larger_cache_only():
     """One key/value head a query head doubles the cache. In prompts of one token nothing else is of that size."""
     few, many = (plan("generation.max_new_tokens=400", "generation.method=sample", load=Load(1),
@@ -158,8 +161,8 @@ def test_more_key_value_heads_make_a_larger_cache_only():
     assert many - few == pytest.approx(cache, rel=0.1)
 
 
-@pytest.mark.parametrize("key, values", [("generation.completions", (2, 4, 8)), ("generation.max_new_tokens", (10, 20, 80)),
-                                         ("grpo.questions", (2, 8, 32))])
+@pytest.mark.parametrize("key, values", rest_slow([
+    ("grpo.questions", (2, 8, 32)), ("generation.completions", (2, 4, 8)), ("generation.max_new_tokens", (10, 20, 80))]))
 def test_more_of_anything_never_takes_less(key, values):
     plans = [plan(f"{key}={value}", "grpo.micro_batch_tokens=100000") for value in values]
     for name in ("generate", "update"):
@@ -167,6 +170,7 @@ def test_more_of_anything_never_takes_less(key, values):
         assert works == sorted(works) and len(set(works)) == len(works), name
 
 
+@pytest.mark.slow
 def test_a_longer_prompt_takes_more_in_every_phase():
     short, long = plan(load=Load(50)), plan(load=Load(200))
     assert all(short.phases[name].work < long.phases[name].work for name in ("generate", "evaluate", "update"))
@@ -208,6 +212,7 @@ def test_a_full_warm_up_holds_a_gradient_of_every_weight():
     assert 4 * TIED <= work <= 2.2 * 4 * TIED               # the tied weight's two gradients are there before their sum
 
 
+@pytest.mark.slow
 def test_gradients_of_one_micro_batch_lie_beside_the_activations_of_the_next():
     """Examples of 70 tokens, two in a pass, enough for activations to decide: a second pass has the same height, and beside it
     all gradients of the first."""
@@ -216,6 +221,7 @@ def test_gradients_of_one_micro_batch_lie_beside_the_activations_of_the_next():
     assert again - alone == pytest.approx(4 * TIED, rel=0.02)
 
 
+@pytest.mark.slow
 def test_looks_at_the_score_count_where_a_warm_up_takes_them():
     """512 questions at once are more than one example: without a look only ``evaluate`` would know."""
     without, looking = (plan(*FULL, "warmup.batch=1", "evaluation.batch=512", f"warmup.stop_at={percent}").phases
@@ -229,6 +235,7 @@ def test_the_plans_peak_is_that_of_its_highest_phase():
     assert Plan(1, 1, phases, 1).peak == 150
 
 
+@pytest.mark.slow
 def test_calls_of_a_token_grow_with_layers_and_not_with_sizes(usual):
     """Each layer calls the same operators; what all have together comes once. A decoder of 2 and one of 4 and one of 6 layers
     lie on a line."""
@@ -283,6 +290,7 @@ def test_an_untied_embedding_is_looked_up_and_not_multiplied():
     assert step_seconds(ROUND, rates, cfg, replace(WIDE, tied=False), 100)["generate"] == pytest.approx(3.6)
 
 
+@pytest.mark.slow
 def test_measured_rates_are_those_of_some_machine():
     """Between a slow board and a fast server: a factor of a thousand too much or too little would be a wrong unit."""
     rates = measure_rates(torch.device("cpu"), torch.float32)
@@ -305,22 +313,23 @@ PROCESS = """
 import re, sys
 from pathlib import Path
 import torch
-from minigrpo.common.device import generator, use_threads
-use_threads(1)
+from minigrpo.common.device import generator, set_up_torch
+set_up_torch(1)
 from minigrpo.batch import make_batch
 from minigrpo.config import load_config
 from minigrpo.common.clock import Clock
 from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.lora import add_lora
-from minigrpo.policy.model import CausalLM, initialise
-from minigrpo.policy.search import beam_search
+from minigrpo.policy.files.new_model import initialise
+from minigrpo.policy.model import CausalLM
+from minigrpo.policy.generation.search import beam_search
 from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.files.weights import load_model
 from minigrpo.rollout import Group, Rollout
-from minigrpo.task.sql.engines.database import Execution
+from minigrpo.task.contract import Verdict
 from minigrpo.task.sql.question import Question
-from minigrpo.task.sql.reward import Reward
-from minigrpo.update import make_optimizer, supervised_update, update
+from minigrpo.training.warmup import supervised_update
+from minigrpo.update import make_optimizer, update
 
 def highest():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -346,10 +355,10 @@ def two_steps(model, length):
         found = beam_search(model, prompts, completions=K, max_new_tokens=C, stopping=never)
         assert all(len(completion.ids) == C for group in found for completion in group)
         groups = [Group(Question(f"train/{q}", "train", q, "?", "1", "d", ""), tuple(prompts[q]), tuple(
-            Rollout(completion, "", None, Execution("ok"), Reward(float(k), {})) for k, completion in enumerate(found[q])))
+            Rollout(completion, "", Verdict(float(k), {}, "ok", "", None)) for k, completion in enumerate(found[q])))
             for q in range(Q)]
         batch = make_batch(groups, model, cfg.grpo, temperature=1.0, clock=Clock())
-        report = update(model, optimizer, batch, cfg.grpo, length=C, clock=Clock())
+        report = update(model, optimizer, batch, cfg.grpo, length=C, clock=Clock()).metrics
         assert not report["skipped"]
 
 
@@ -377,8 +386,9 @@ def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, over
     full length: within 15 percent of the plan, with what the process held before, where the C library keeps no gaps. Adapted
     layers' weights are copied out of the mapped file, whose pages, which anybody else may have, stay resident while nobody
     wants them: they are counted, but not planned."""
-    from minigrpo.policy.files.weights import save_tensors
-    from minigrpo.policy.model import CausalLM, initialise
+    from minigrpo.policy.files.new_model import initialise
+    from minigrpo.policy.files.tensors import save_tensors
+    from minigrpo.policy.model import CausalLM
     architecture = read_architecture(shape)
     model = CausalLM(architecture)
     initialise(model, torch.Generator().manual_seed(0))

@@ -1,9 +1,6 @@
-"""pictures.py: what is drawn is there, in its colours and sizes, read from the pixels of the files and from the axes."""
+"""plots.py: what is drawn is there, in its colours and sizes, read from the pixels of the files and from the axes."""
 
-import builtins
-import math
 from pathlib import Path
-from statistics import fmean, median
 
 import numpy as np
 import pytest
@@ -12,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from minigrpo.experiments.compare_runs import compare_runs
-from minigrpo.reports.plots import COLOURS, plot_curves, plot_splits, plot_warmup, smooth, window_for
+from minigrpo.reports.drawing import COLOURS
+from minigrpo.reports.plots import plot_curves, plot_splits, plot_warmup
 from minigrpo.reports.run_reader import read_run
 from tests.run_folders import evaluation, line, step, write_run
 
@@ -44,21 +42,6 @@ def widths(file: Path, colour: str) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- smooth
-def test_the_window_is_odd_so_that_it_has_a_centre():
-    assert all(window_for(count) % 2 for count in range(1, 300))
-
-
-@pytest.mark.parametrize("middle", [fmean, median])
-def test_smoothing_keeps_a_constant_and_the_length_and_skips_what_is_not_finite(middle):
-    values = [2.0, math.nan, 2.0, 2.0, math.inf, 2.0]
-    assert smooth(values, 3, middle) == [2.0] * 6
-    assert math.isnan(smooth([math.nan], 1, middle)[0])
-
-
-def test_a_window_of_one_changes_nothing():
-    assert smooth([3.0, 1.0, 2.0], 1, fmean) == [3.0, 1.0, 2.0]
-
-
 # ---------------------------------------------------------------------------------------------------------------- curves
 def test_a_curve_for_everything_that_is_on_record(tmp_path, drawn):
     run = read_run(write_run(tmp_path / "run", metrics=[step(0), step(1), evaluation(1, 60.0)]))
@@ -79,11 +62,13 @@ def test_shares_are_in_percent_from_0_to_100(tmp_path, drawn):
     assert {tuple(line.get_ydata()) for line in right.lines} == {(50.0, 50.0), (62.5, 62.5)}
 
 
+@pytest.mark.slow
 def test_without_evaluations_there_is_no_panel_for_them(tmp_path, drawn):
     plot_curves(read_run(write_run(tmp_path / "run", metrics=[step(0), step(1)])), tmp_path / "curves.png")
     assert len(drawn[0].axes) == 8 and all(axes.has_data() for axes in drawn[0].axes)
 
 
+@pytest.mark.slow
 def test_one_step_alone_can_be_seen(tmp_path):
     """A line through one point has no length: a mark stands there, in the colours of the first three lines."""
     plot_curves(read_run(write_run(tmp_path / "run", metrics=[step(0)])), tmp_path / "curves.png")
@@ -117,6 +102,7 @@ def test_what_is_not_finite_is_marked_at_its_step(tmp_path, drawn):
     assert "not finite" not in legend(panel(drawn[0], "KL term against the start policy"))
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_never_finite_says_so(tmp_path, drawn):
     plot_curves(read_run(write_run(tmp_path / "run", metrics=[step(0, kl=None), step(1, kl=None)])), tmp_path / "c.png")
     assert [text.get_text() for text in panel(drawn[0], "KL term against the start policy").texts] == ["no finite value"]
@@ -133,6 +119,7 @@ def test_one_odd_step_bends_no_line_and_hides_no_other(tmp_path, drawn):
     assert set(marks["norm"].get_ydata()) == {0.5}
 
 
+@pytest.mark.slow
 def test_a_limit_is_drawn_only_where_the_lines_come_near_it(tmp_path, drawn):
     for limit in (80, 384):
         toml = f"[generation]\nmax_new_tokens = {limit}\n"
@@ -178,19 +165,6 @@ def test_an_empty_split_has_no_bar(tmp_path, drawn):
 
 
 # ------------------------------------------------------------------------------------------------------------ matplotlib
-def test_missing_matplotlib_is_one_sentence_that_says_what_to_install(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name: str, *rest: object) -> object:
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"^pictures are drawn with matplotlib, .* pip install -e '\.\[plot\]'$"):
-        plot_splits({"after": {"dev": line(60.0)}}, tmp_path / "splits.png")
-
-
 def test_a_users_text_is_never_mathematics(tmp_path):
     """"$x_$" is a mistake in matplotlib's mathematics and would end the drawing."""
     name = "_$x_$ <b>`a|b`"

@@ -1,10 +1,13 @@
 """report.py: what stands in a run's report, that no text of a run gets out of its place, and train.py --report."""
 
+import json
 import re
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import pytest
 
+from minigrpo.config import load_config
 from minigrpo.reports.report import phase_table, split_table, spread_out, write_report
 from minigrpo.reports.run_reader import read_run
 from tests.run_folders import evaluation, line, rollout, sample, step, write_run
@@ -80,8 +83,9 @@ def test_where_the_seconds_of_a_step_go(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------- samples
 def test_a_sample_shows_question_answer_sql_rows_reward_and_advantage(tmp_path):
-    """Rewards 1, 1 and 4: mean 2, σ √2, so the advantages are −1/√2 = −0.71 and 2/√2 = 1.41. Equal SQL is shown once."""
-    group = sample(5, rollout(1.0, "SELECT 1"), rollout(1.0, "SELECT 1"), rollout(4.0, "SELECT 7", rows=[[7, "seven"]]))
+    """Equal SQL is shown once."""
+    group = sample(5, rollout(1.0, "SELECT 1", -0.707), rollout(1.0, "SELECT 1", -0.707),
+                   rollout(4.0, "SELECT 7", 1.414, rows=[[7, "seven"]]))
     text = report_of(write_run(tmp_path / "run", metrics=[step(0)], samples=[group]))
     assert "### Step 5: train/3" in text
     lines = [" ".join(found.split()) for found in text.partition("### Step 5")[2].split("\n")]
@@ -90,15 +94,39 @@ def test_a_sample_shows_question_answer_sql_rows_reward_and_advantage(tmp_path):
                          "reward 4 · advantage +1.41 · 1 of 3 · runs=1 strict=1", "SQL SELECT 7", "gave n name", "7 seven", ""]
 
 
-def test_advantages_are_those_of_the_runs_own_scale(tmp_path):
-    """Unscaled: 1 and 4 are 1.5 from their mean."""
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_advantages_are_those_that_were_recorded(tmp_path, scale):
+    """Rewards 1 and 4 would give ∓1, unscaled ∓1.5: what the run trained on may be other numbers, such as those of an advantage
+    of one's own, and the report says what is on record."""
+    group = sample(0, rollout(1.0, "SELECT 1", 0.25), rollout(4.0, "SELECT 7", -3.5))
+    text = report_of(write_run(tmp_path / "run", config=f'[grpo]\nscale = "{scale}"\n', metrics=[step(0)], samples=[group]))
+    assert re.findall(r"reward +(\S+) · advantage (\S+) ·", text) == [("1", "+0.25"), ("4", "-3.50")]
+
+
+def test_a_group_whose_advantages_are_not_on_record_is_shown_without(tmp_path):
     group = sample(0, rollout(1.0, "SELECT 1"), rollout(4.0, "SELECT 7"))
-    text = report_of(write_run(tmp_path / "run", config='[grpo]\nscale = "none"\n', metrics=[step(0)], samples=[group]))
-    assert "advantage -1.50" in text and "advantage +1.50" in text
+    text = report_of(write_run(tmp_path / "run", metrics=[step(0)], samples=[group]))
+    assert "advantage" not in text and re.findall(r"reward +(.*)\n", text) == [
+        "1 · 1 of 2 · runs=1 strict=0", "4 · 1 of 2 · runs=1 strict=1"]
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_a_run_records_and_reports_the_advantages_of_its_own_scale(train_recipe, small_toml, tmp_path, scale):
+    """(r − mean) / (σ + 1e-4), or r − mean; equal rewards have an advantage of 0."""
+    out = tmp_path / "run"
+    keys = [f"run.out={out}", "run.steps=2", "run.sample_every=1", "run.evaluate_every=0", f"grpo.scale={scale}"]
+    assert train_recipe.train(load_config(small_toml, keys)) == 0
+    shown = re.findall(r" · advantage (\S+) ·", report_of(out))
+    for record in map(json.loads, (out / "samples.jsonl").read_text().splitlines()):
+        rewards = [candidate["reward"]["total"] for candidate in record["rollouts"]]
+        unit = pstdev(rewards) + 1e-4 if scale == "group" else 1.0
+        for candidate, reward in zip(record["rollouts"], rewards):
+            assert candidate["advantage"] == pytest.approx((reward - fmean(rewards)) / unit, abs=1e-9)
+            assert f"{candidate['advantage']:+.2f}" in shown
 
 
 def test_equal_rewards_have_no_advantage(tmp_path):
-    text = report_of(write_run(tmp_path / "run", metrics=[step(0)], samples=[sample(0, rollout(0.01, "SELECT 1"))]))
+    text = report_of(write_run(tmp_path / "run", metrics=[step(0)], samples=[sample(0, rollout(0.01, "SELECT 1", 0.0))]))
     assert "advantage +0.00" in text
 
 
@@ -144,12 +172,14 @@ def test_few_samples_are_shown_whole_and_many_from_first_to_last(tmp_path):
     assert spread_out([{"n": n} for n in range(101)], 6) == [{"n": n} for n in (0, 20, 40, 60, 80, 100)]
 
 
+@pytest.mark.slow
 def test_a_report_is_made_anew(tmp_path):
     folder = write_run(tmp_path / "run", metrics=[step(0)])
     assert report_of(folder) == report_of(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------- recipe
+@pytest.mark.slow
 def test_train_reports_a_stopped_run_without_its_model_and_again_when_it_has_gone_on(cli, train_recipe, tmp_path):
     out = ("--set", f"run.out={tmp_path / 'run'}")
     assert cli(train_recipe, *out, "--set", "run.steps=2").status == 0

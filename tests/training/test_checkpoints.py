@@ -1,4 +1,4 @@
-"""states.py: what was written is found again as long as it is as it was written; what is not is refused, and the one before it
+"""checkpoints.py: a checkpoint that is as it was written is found again; one that is not is refused, and the one before it
 is used."""
 
 import hashlib

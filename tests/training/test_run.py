@@ -1,4 +1,4 @@
-"""run.py: a run's folder. What is written, kept, cut back, refused; how a run is left. The loop itself: test_train.py."""
+"""run.py: what is written, kept, cut back, refused; how a run is left. Folder: test_folder.py. The loop: test_train.py."""
 
 import dataclasses
 import datetime
@@ -9,7 +9,6 @@ import pty
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import termios
 from decimal import Decimal
@@ -22,24 +21,30 @@ from minigrpo.common.clock import Clock
 from minigrpo.common.console import headline, progress
 from minigrpo.common.errors import UserError
 from minigrpo.config import load_config
-from minigrpo.policy.files.weights import load_tensors
+from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.lora import adapter_parameters
-from minigrpo.policy.search import Completion
 from minigrpo.rollout import Group, Rollout
+from minigrpo.task.contract import Verdict
+from minigrpo.task.kinds import make_task
+from minigrpo.task.sql.answer import render_answer
 from minigrpo.task.sql.engines.database import Execution
 from minigrpo.task.sql.question import Question
-from minigrpo.task.sql.reward import Reward
 from minigrpo.training.checkpoints import write_state
-from minigrpo.training.run import Run, checkpoints, open_folder, show
+from minigrpo.training.folder import checkpoints, open_folder
+from minigrpo.training.optimizer_state import optimizer_tensors
+from minigrpo.training.run import Run, show
 from minigrpo.training.starting_model import adapter_facts, load_start
-from minigrpo.update import make_optimizer, optimizer_tensors
+from minigrpo.update import Update, make_optimizer
+from tests.quick import rest_slow
 
-REPORT = {"kl": 0.0, "grad_norm": 1.0}
+REPORT = [Update({"kl": 0.0, "grad_norm": 1.0}, "")]
 
 
 def group(*cells: object, sql: str = "SELECT 1", text: str = "How many?", count: int = 1) -> Group:
     terms = {"error": 0.0, "runs": 1.0, "rems": 0.0, "ems": 0.0, "strict": 0.0}
-    rollout = Rollout(Completion((1, 2), (-0.5, -0.5), True), sql + ";", sql, Execution("ok", (cells,)), Reward(1.0, terms))
+    rollout = Rollout(Completion((1, 2), (-0.5, -0.5), True), sql + ";",
+                      Verdict(1.0, terms, "ok", render_answer([cells]), sql, details=Execution("ok", (cells,))))
     return Group(Question("train/0", "train", 0, text, "1", "original", "1"), (1, 2, 3), (rollout,) * count)
 
 
@@ -49,8 +54,9 @@ def enter(small_toml, tmp_path):
     def make(*overrides: str, resume: bool = False, out: Path = tmp_path / "run") -> Run:
         cfg = load_config(small_toml, [f"run.out={out}", *overrides])
         with open_folder(cfg, resume=resume):
-            policy = load_start(cfg)
-        return Run(cfg.run, policy, make_optimizer(policy.model, cfg.grpo), {"base": cfg.model.path, **adapter_facts(cfg)})
+            policy = load_start(cfg, task := make_task(cfg))
+        return Run(cfg.run, policy, make_optimizer(policy.model, cfg.grpo), task,
+                   {"base": cfg.model.path, **adapter_facts(cfg)})
     return make
 
 
@@ -60,7 +66,7 @@ def take_step(run: Run, step: int) -> None:
     for parameter in adapter_parameters(run.policy.model).values():
         parameter.grad = torch.randn(parameter.shape, generator=draw)
     run.optimizer.step()
-    run.record(step, [group(1)], REPORT, Clock())
+    run.record(step, [group(1)], [[0.0]], REPORT, Clock())
 
 
 def lines(run: Run, name: str = "metrics.jsonl") -> list[dict]:
@@ -167,25 +173,6 @@ def test_an_evaluation_that_the_checkpoint_does_not_know_is_cut_and_made_again(e
     assert again.evaluation_due()
 
 
-def test_a_torn_config_is_never_there(enter, monkeypatch):
-    """On resuming it is written anew: were it cut off after [task], all else would seem to have been default, and the run
-    could not be gone on with. The disk is full when it is written; the old one stays."""
-    with enter("run.steps=1") as run:
-        take_step(run, 0)
-    before = (run.folder / "config.toml").read_text()
-
-    def full(self: Path, content: bytes) -> None:
-        with self.open("wb") as file:
-            file.write(content[:100])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device: '.*config.toml'"):
-        patch.setattr(Path, "write_bytes", full)
-        enter("run.steps=2", resume=True)
-    assert (run.folder / "config.toml").read_text() == before
-    assert enter("run.steps=2", resume=True).done == 1
-
-
 def test_nothing_moved_yet_nothing_to_save(enter):
     with enter("run.steps=0") as run:
         assert list(run.steps()) == []
@@ -199,35 +186,6 @@ def refusal(enter, *overrides: str, **options: object) -> str:
     return str(caught.value)
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(enter, tmp_path):
-    with enter("run.steps=1") as run:
-        take_step(run, 0)
-    before = lines(run)
-    assert refusal(enter) == f"{tmp_path}/run already holds a run: go on with --resume, or choose another run.out"
-    assert lines(run) == before
-
-
-def test_checkpoints_alone_are_a_run(enter):
-    """Metrics removed by hand: a new run beside old checkpoints would one day resume from theirs."""
-    with enter("run.steps=1") as run:
-        take_step(run, 0)
-    (run.folder / "metrics.jsonl").unlink()
-    assert "already holds a run" in refusal(enter)
-
-
-def test_a_run_that_failed_before_its_first_step_may_be_started_anew(enter):
-    with pytest.raises(ValueError, match="too long"), enter("grpo.learning_rate=1"):
-        raise ValueError("a prompt is too long")
-    with enter("grpo.learning_rate=0.5") as run:
-        take_step(run, 0)
-    assert "learning_rate = 0.5" in (run.folder / "config.toml").read_text()
-
-
-def test_there_must_be_something_to_resume(enter, tmp_path):
-    assert refusal(enter, resume=True) == f"--resume: {tmp_path}/run holds no run; to start one, leave --resume out"
-    assert not (tmp_path / "run").exists()                  # a slip of the keyboard leaves no folder
-
-
 def test_without_a_checkpoint_a_resumed_run_begins_again(enter, tmp_path):
     """Killed in its first steps: what was recorded has no state to stand on, so it goes, and step 0 is next."""
     with enter("run.steps=9", "run.save_every=9") as run:
@@ -239,31 +197,8 @@ def test_without_a_checkpoint_a_resumed_run_begins_again(enter, tmp_path):
     assert next(iter(again.steps())) == 0 and lines(again) == []
 
 
-@pytest.mark.parametrize("override, sentence", [
-    ("run.seed=7", "--resume: run.seed was 0 and is now 7; to change it, start another run"),
-    ("lora.rank=8", "--resume: lora.rank was 4 and is now 8; to change it, start another run"),
-    ("grpo.kl_coef=0.5", "--resume: grpo.kl_coef was 0.04 and is now 0.5; to change it, start another run"),
-    ("generation.method=beam", "--resume: generation.method was 'sample' and is now 'beam'; to change it, start another run"),
-    ("task.split=dev", "--resume: task.split was 'train' and is now 'dev'; to change it, start another run"),
-    ("database.engine=mock", "--resume: database.engine was 'sqlite' and is now 'mock'; to change it, start another run"),
-    ("reward.preset=strict", "--resume: reward.preset was 'paper' and is now 'strict'; to change it, start another run"),
-])
-def test_another_config_is_another_run(enter, override, sentence):
-    with enter("run.steps=1") as run:
-        take_step(run, 0)
-    assert refusal(enter, "run.steps=1", override, resume=True) == sentence
-
-
-def test_what_changes_no_result_may_change(enter):
-    with enter("run.steps=1") as run:
-        take_step(run, 0)
-    again = enter("run.steps=9", "task.path=elsewhere", "database.connections=2", "run.save_every=7", "run.threads=2",
-                  "evaluation.batch=1", "run.evaluate_every=1", "run.sample_every=0", resume=True)
-    assert list(zip(again.steps(), range(1))) == [(1, 0)]           # one done, the second is next
-    assert load_config(run.folder / "config.toml").run.steps == 9
-
-
-@pytest.mark.parametrize("name", ["optimizer.safetensors", "state.json", "adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("name", rest_slow([
+    "optimizer.safetensors", "state.json", "adapter_model.safetensors", "adapter_config.json"]))
 def test_a_checkpoint_with_a_bit_that_was_not_written_is_refused_and_the_one_before_is_used(enter, capsys, name):
     """Saved after 2 and after 4 steps; the second is spoilt. Steps 2 and 3 are made again, to the same bits."""
     with enter("run.steps=4") as run:
@@ -323,28 +258,6 @@ def test_without_a_whole_checkpoint_there_is_no_resuming_and_the_records_stay(en
         f"{tmp_path}/run/checkpoints/step-000004 is not used: optimizer.safetensors is not what was written, by its checksum "
         f"in SHA256SUMS; no other in {tmp_path}/run/checkpoints can be used: to begin again, remove that folder")
     assert lines(run) == before
-
-
-def test_a_folder_is_for_one_process(enter, tmp_path):
-    """The lock is another process's until that is gone, killed included."""
-    code = ("import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); "
-            "time.sleep(60)")
-    (tmp_path / "run").mkdir()
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run/lock")], stdout=subprocess.PIPE)
-    other.stdout.readline()
-    assert refusal(enter) == f"{tmp_path}/run is in use by another process"
-    other.kill()
-    other.wait()
-    other.stdout.close()
-    with enter():
-        pass
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
-def test_a_folder_that_cannot_be_made(enter, tmp_path, place):
-    (tmp_path / "file").write_text("")
-    out = tmp_path / place                                  # /proc stays /proc: an absolute path wins
-    assert refusal(enter, out=out).startswith(f"run.out: {out} cannot be written to: ")
 
 
 # --------------------------------------------------------------------------------------------------------------- leaving
@@ -425,7 +338,8 @@ def test_an_evaluation_is_due_once_and_again_where_it_was_not_done(enter):
 # ------------------------------------------------------------------------------------------------------- what is not finite
 def broken_step(run: Run, step: int) -> None:
     """As update leaves it: nothing has moved, and it says why."""
-    run.record(step, [group(1)], {"kl": 0.0, "grad_norm": float("nan"), "skipped": 1.0}, Clock(), [f"the loss, in {step}"])
+    broken = Update({"kl": 0.0, "grad_norm": float("nan"), "skipped": 1.0}, f"the loss, in {step}")
+    run.record(step, [group(1)], [[0.0]], [broken], Clock())
 
 
 SENTENCE = ("{} steps in a row moved nothing, since something in them was not finite, first in step {}: the loss, in {}; what "
@@ -581,44 +495,45 @@ def test_a_summary_that_is_none_is_refused_with_its_name(enter, content):
     assert type(caught.value) is UserError and "\n" not in str(caught.value)
 
 
-# ----------------------------------------------------------------------------------------------------------------- folder
-def test_a_folder_is_held_with_its_config_in_it_until_it_is_left(small_toml, tmp_path):
-    cfg = load_config(small_toml, [f"run.out={tmp_path}/run"])
-    with open_folder(cfg, resume=False) as folder:
-        assert folder == tmp_path / "run" and load_config(folder / "config.toml") == cfg
-        with pytest.raises(ValueError, match="run is in use by another process$"), open_folder(cfg, resume=False):
-            pass
-    with pytest.raises(RuntimeError), open_folder(cfg, resume=True):
-        raise RuntimeError
-    with open_folder(cfg, resume=True):                     # left by an error, it is free again
-        pass
-
-
-def test_a_warm_up_that_has_made_steps_is_a_run_already(small_toml, tmp_path):
-    """To be gone on with under the same config, or not at all; an empty record is none."""
-    cfg, other = (load_config(small_toml, [f"run.out={tmp_path}/run", f"run.seed={seed}"]) for seed in (0, 1))
-    with open_folder(cfg, resume=False) as folder:
-        (folder / "warmup.jsonl").touch()
-    with open_folder(cfg, resume=False):
-        (folder / "warmup.jsonl").write_text('{"step": 0}\n')
-    with pytest.raises(ValueError, match="already holds a run: go on with --resume"), open_folder(cfg, resume=False):
-        pass
-    with pytest.raises(ValueError, match="run.seed was 0 and is now 1"), open_folder(other, resume=True):
-        pass
-    with open_folder(cfg, resume=True):
-        pass
-    assert (folder / "warmup.jsonl").read_text() == '{"step": 0}\n'
-
-
 # ---------------------------------------------------------------------------------------------------------------- records
 def test_a_sample_holds_whatever_a_database_returns(enter):
     """MariaDB gives Decimals for AVG and SUM, dates, times and bytes: none is JSON's, all are written as text."""
     cells = (Decimal("2.5000"), datetime.date(2012, 8, 1), datetime.timedelta(seconds=1), b"\xff", None, "Õ\u2028", 1.5)
     with enter("run.steps=1") as run:
-        run.record(0, [group(*cells)], REPORT, Clock())
+        run.record(0, [group(*cells)], [[0.0]], REPORT, Clock())
     (sample,) = lines(run, "samples.jsonl")
     assert sample["rollouts"][0]["execution"]["rows"] == [["2.5000", "2012-08-01", "0:00:01", "b'\\xff'", None, "Õ\u2028", 1.5]]
     assert sample["question"]["text"] == "How many?" and sample["rollouts"][0]["sql"] == "SELECT 1"
+
+
+def test_records_say_of_what_kind_they_are_and_samples_have_the_steps_advantages(enter):
+    """A term of a user's own reward may be called as a split's figures are ("mine/strict"): a step's record stays one."""
+    rollout = group(1).rollouts[0]
+    verdict = dataclasses.replace(rollout.verdict, terms={**rollout.verdict.terms, "mine/strict": 1.0})
+    mine = dataclasses.replace(group(1), rollouts=(dataclasses.replace(rollout, verdict=verdict),) * 2)
+    summary = {"strict": 1.0, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1}
+    with enter("run.steps=1") as run:
+        run.record(0, [mine, mine], [[1.5, -1.5], [0.0, 0.0]], REPORT, Clock())
+        run.record_evaluation("dev", {**summary, "kinds": {"a": {}}})
+    step, evaluation = lines(run)
+    assert (step["kind"], step["step"], step["terms/mine/strict"]) == ("step", 0, 1.0) and "split" not in step
+    assert evaluation == {"kind": "evaluation", "split": "dev", "step": 0,
+                          **{f"dev/{name}": value for name, value in summary.items()}}
+    (sample,) = lines(run, "samples.jsonl")
+    assert [rollout["advantage"] for rollout in sample["rollouts"]] == [1.5, -1.5]
+
+
+def test_a_run_whose_records_do_not_say_their_kind_goes_on(enter):
+    """As they were written before they did: an evaluation is what has no reward."""
+    keys = ("run.steps=4", "run.evaluate_every=1", "run.save_every=1")
+    with enter(*keys) as run:
+        for step in (0, 1):
+            take_step(run, step)
+            run.record_evaluation("dev", {"strict": 1.0, "ems": 0, "rems": 0, "error_rate": 0, "n": 1, "of": 1})
+    older = [{name: value for name, value in line.items() if name not in ("kind", "split")} for line in lines(run)]
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*older, older[0] | {"step": 2}]))
+    again = enter(*keys, resume=True)
+    assert lines(again) == older and [line["step"] for line in older] == [0, 0, 1, 1]
 
 
 def test_samples_come_every_so_often_or_never(enter, tmp_path):

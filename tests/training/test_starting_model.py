@@ -1,8 +1,10 @@
-"""start.py: what GRPO starts from, given, made or warmed up. Where it is, that it is what it claims, that it is made once."""
+"""starting_model.py: what GRPO starts from, given, made or warmed up. Where it is, that it is what it claims, that it is made
+once."""
 
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,19 +17,22 @@ from minigrpo.batch import make_batch
 from minigrpo.common.clock import Clock
 from minigrpo.common.device import generator
 from minigrpo.config import Config, load_config
-from minigrpo.policy.files.weights import Policy, adapter_config, load_model, load_tensors, save_adapter
+from minigrpo.policy.files.adapters import adapter_config, save_adapter
+from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.lora import adapter_parameters, adapters, reference
+from minigrpo.policy.policy import Policy
 from minigrpo.rollout import collect
+from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.data import athletes
 from minigrpo.task.sql.question import Question
-from minigrpo.training.assemble import load_split, open_judge
-from minigrpo.training.run import open_folder
+from minigrpo.training import starting_model
+from minigrpo.training.folder import open_folder
 from minigrpo.training.starting_model import (
     adapter_facts,
     base_path,
-    check_start,
+    check_prompts_fit,
     draw_examples,
-    load_start,
     make_start,
     merge_start,
     start_adapter,
@@ -35,11 +40,12 @@ from minigrpo.training.starting_model import (
 from minigrpo.training.warmup import encode_examples
 from minigrpo.update import make_optimizer, update
 from tests.paths import MINI
+from tests.quick import rest_slow
 
 GOLD = MINI / "gold_sql.jsonl"
 WARM = ("warmup.source=athletes", "warmup.examples=8", "warmup.batch=4", "warmup.epochs=3", "warmup.learning_rate=1e-2")
 LORA, FULL = (*WARM, "warmup.method=lora"), (*WARM, "warmup.method=full")
-KNOWN = load_split(load_config("/dev/null", ["task.kind=athletes"]).task, "train")
+KNOWN = make_task(load_config("/dev/null", ["task.kind=athletes"])).load("train")
 TRAIN = [question for question in KNOWN if question.gold_sql][::30]
 
 
@@ -77,10 +83,24 @@ save_every = 2
     return lambda *overrides: load_config(file, overrides)
 
 
+@pytest.fixture
+def given(small_toml) -> Callable[..., Config]:
+    """The same for the small benchmark and a model of two layers that is given."""
+    return lambda *overrides: load_config(small_toml, ["run.out=unused", *overrides])
+
+
+def load_start(cfg: Config) -> Policy:
+    return starting_model.load_start(cfg, make_task(cfg))
+
+
+def check_start(cfg: Config, train: list[Question]) -> None:
+    starting_model.check_start(cfg, make_task(cfg), train)
+
+
 def make(cfg: Config, *, asked: int = 2) -> None:
     Path(cfg.run.out).mkdir(exist_ok=True)                  # open_folder's part
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        make_start(cfg, judge, TRAIN, load_split(cfg.task, cfg.evaluation.split)[:asked])
+    with make_task(cfg) as task:
+        make_start(cfg, task, TRAIN, make_task(cfg).load(cfg.evaluation.split)[:asked])
 
 
 def made(cfg: Config) -> Policy:
@@ -236,8 +256,8 @@ def test_a_warm_up_in_turns_ends_gold_sql_where_generation_stops(config, chat_mo
     for strings, end in (("[]", marker), ('[";"]', ";")):
         cfg = config(f"task.template={template}", f"model.path={chat_model}", f"generation.stop_strings={strings}")
         policy = load_start(cfg)
-        with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-            for _, written in encode_examples(TRAIN[:5], judge.prompt, policy.tokenizer, 1024, cfg.generation.stop_strings):
+        with make_task(cfg) as task:
+            for _, written in encode_examples(TRAIN[:5], task.prompt, policy.tokenizer, 1024, cfg.generation.stop_strings):
                 state = 0
                 for i, token in enumerate(written):
                     assert bool(policy.stopping.ends_UV[state, token]) == (i == len(written) - 1)
@@ -249,7 +269,7 @@ def test_without_gold_sql_there_is_no_warm_up(config):
     """A file that knows other splits, or none at all: large has no line in it. Without a warm-up none is needed."""
     cfg = config("task.kind=temptabqa", f"task.path={MINI}", f"warmup.source={GOLD}", "task.split=large", "warmup.examples=1")
     blind = [Question("large/0", "large", 0, "?", "1", "original", "1")]
-    assert refusal(check_start, cfg, blind) == f"warmup.source: {GOLD} has no gold SQL for the split large"
+    assert refusal(check_start, cfg, blind) == f"warmup.source: {GOLD} has no known solution for the split large"
     check_start(config("warmup.source="), blind)
 
 
@@ -258,15 +278,15 @@ def test_more_examples_than_there_are_cannot_be_shown(config):
     def with_examples(count: int) -> Config:
         return config("task.kind=temptabqa", f"task.path={MINI}", f"warmup.source={GOLD}", f"warmup.examples={count}")
 
-    train = load_split(with_examples(3).task, "train", str(GOLD))
+    train = make_task(with_examples(3)).load("train", str(GOLD))
     check_start(with_examples(3), train)
     assert refusal(check_start, with_examples(4), train) == (
-        f"warmup.examples: 4 were asked for, {GOLD} has gold SQL for 3 questions of the split train")
+        f"warmup.examples: 4 were asked for, {GOLD} has known solutions for 3 questions of the split train")
     # Each kind of the athletes' training questions has as many gold queries as its level is given: of easy ones all.
     every = sum(athletes.GOLD[kind.name.partition("/")[0]] for kind in athletes.KINDS)
     check_start(config("warmup.source=athletes", f"warmup.examples={every}"), KNOWN)
     assert refusal(check_start, config("warmup.source=athletes", f"warmup.examples={every + 1}"), KNOWN) == (
-        f"warmup.examples: {every + 1} were asked for, athletes has gold SQL for {every} questions of the split train")
+        f"warmup.examples: {every + 1} were asked for, athletes has known solutions for {every} questions of the split train")
 
 
 @pytest.mark.parametrize("method", [LORA, FULL])
@@ -293,6 +313,71 @@ def test_examples_are_so_many_questions_with_gold_sql_drawn_by_the_seed():
     assert drawn != draw_examples(questions, 12, 1) and drawn != known[:12]
     assert set(draw_examples(questions, len(known), 7)) == set(known)
     assert draw_examples(known, 12, 0) == drawn             # questions without gold SQL have no say
+
+
+# --------------------------------------------------------------------------------------------------------------- adapters
+def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone(given):
+    one, same, other = (load_start(given(f"run.seed={seed}")) for seed in (0, 0, 1))
+    with reference(one.model):
+        base = hidden(one)
+    assert torch.equal(hidden(one), base) and torch.equal(hidden(other), base)
+    first, second, third = (adapter_parameters(policy.model) for policy in (one, same, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], third[name]) for name in first if name.endswith("lora_A"))
+
+
+def test_the_configs_adapters(given):
+    """alpha / rank = 6/3; alpha / √rank = 6/2 with rank 4."""
+    policy = load_start(given("lora.rank=3", "lora.alpha=6", 'lora.targets=["q_proj", "up_proj"]'))
+    layers = adapters(policy.model)
+    assert sorted(layers) == [f"model.layers.{i}.{name}" for i in range(2) for name in ("mlp.up_proj", "self_attn.q_proj")]
+    assert {(layer.scaling, len(layer.lora_A)) for layer in layers.values()} == {(2.0, 3)}
+    stabilised = load_start(given("lora.rank=4", "lora.alpha=6", "lora.rank_stabilised=true"))
+    assert {layer.scaling for layer in adapters(stabilised.model).values()} == {3.0}
+
+
+def test_an_adapter_to_start_from_brings_its_own_shape_and_is_the_reference(given, tmp_path):
+    cfg = given()
+    policy = load_start(cfg)
+    for parameter in adapter_parameters(policy.model).values():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    save_adapter(policy.model, tmp_path, base="x", **adapter_facts(cfg))
+    other = given("lora.rank=7", "lora.alpha=1", 'lora.targets=["q_proj"]', f"model.adapter={tmp_path}")
+    assert adapter_facts(other) == {
+        "rank": 4, "alpha": 8.0, "targets": cfg.lora.targets, "rank_stabilised": False}
+    again = load_start(other)
+    assert torch.equal(hidden(again), hidden(policy))
+    with reference(again.model):                            # the start policy, not the base alone
+        assert torch.equal(hidden(again), hidden(policy))
+    with reference(policy.model):
+        assert not torch.equal(hidden(policy), hidden(again))
+
+
+def test_precision(given):
+    policy = load_start(given("model.dtype=bfloat16"))
+    dtypes = {name.rsplit(".", 1)[-1]: parameter.dtype for name, parameter in policy.model.named_parameters()}
+    assert dtypes["lora_A"] == dtypes["lora_B"] == torch.float32 and dtypes["weight"] == torch.bfloat16
+    assert load_start(given()).model.dtype == torch.float32         # "auto" on the CPU
+
+
+def test_an_adapter_that_is_no_plain_lora(given, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": True}))
+    with pytest.raises(ValueError, match="only plain LoRA adapters are supported, not use_dora = True"):
+        load_start(given(f"model.adapter={tmp_path}"))
+
+
+# --------------------------------------------------------------------------------------------------------------- prompts
+def test_a_prompt_and_its_completion_may_fill_the_context_to_the_last_slot(given):
+    cfg = given()
+    policy, questions = load_start(cfg), make_task(cfg).load("train")
+    with make_task(cfg) as task:
+        longest = max(len(policy.tokenizer.encode(task.prompt(question))) for question in questions)
+        check_prompts_fit(policy.tokenizer, 1024, task, questions, 1024 - longest)
+        with pytest.raises(ValueError, match=f"has {longest} tokens; with generation.max_new_tokens = {1025 - longest} that "
+                                             "is more than the model's context of 1024"):
+            check_prompts_fit(policy.tokenizer, 1024, task, questions, 1025 - longest)
+        check_prompts_fit(policy.tokenizer, 1024, task, [replace(questions[0], text="short")], 8)
 
 
 # ----------------------------------------------------------------------------------------------------------------- a model
@@ -353,6 +438,7 @@ def test_what_is_there_is_not_touched(config, tmp_path, overrides):
     assert files(tmp_path / "run") == before and before
 
 
+@pytest.mark.slow
 def test_what_another_config_left_before_its_first_step_is_made_anew(config, tmp_path):
     """Nothing was computed, so it may be started again without --resume, with another seed, or other sizes; config.toml then
     says so, and the model must be what it says."""
@@ -376,7 +462,7 @@ def test_a_new_base_is_made_of_the_new_model_and_that_stays_as_it_is(config, tmp
     assert before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("overrides, name", [(FULL, "base"), (LORA, "warmup")])
+@pytest.mark.parametrize("overrides, name", rest_slow([(FULL, "base"), (LORA, "warmup")]))
 def test_interrupted_it_is_not_there_and_then_the_same_as_if_it_had_not_been(config, tmp_path, overrides, name):
     """Ctrl-C in the fourth of six steps, saved every two."""
     make(config(*overrides, f"run.out={tmp_path}/whole"))
@@ -408,6 +494,7 @@ def steps_of(run: Path) -> list[dict]:
             for line in (run / "warmup.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_record_of_a_warm_up_is_as_long_as_it_was(config, tmp_path):
     """8 examples, 3 times, 4 a step: 6 steps."""
     make(config(*FULL))
@@ -416,7 +503,7 @@ def test_the_record_of_a_warm_up_is_as_long_as_it_was(config, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------- a full warm-up
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("given", rest_slow([True, False]))
 def test_after_a_full_warm_up_the_base_is_a_folder_like_any_other(config, sql_model, tmp_path, given):
     """transformers reads it, and sees the same logits; the given model stays as it was."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -435,6 +522,7 @@ def test_after_a_full_warm_up_the_base_is_a_folder_like_any_other(config, sql_mo
     assert names(tmp_path / "run") == sorted({"base", "warmup.jsonl"} | ({"new"} if not given else set()))
 
 
+@pytest.mark.slow
 def test_a_base_is_kept_in_the_configs_precision(config, tmp_path):
     """Weights move in float32 and are rounded once: the bfloat16 base is the float32 one, rounded."""
     make(config(*FULL, "model.dtype=bfloat16"))
@@ -529,20 +617,21 @@ def test_after_a_warm_up_by_lora_the_reference_is_that_adapter_and_stays_it(conf
 
     optimizer, kls = make_optimizer(policy.model, cfg.grpo), []
     optimizer.param_groups[0]["lr"] = 1e-2
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
+    with make_task(cfg) as task:
         for step in range(2):
-            groups = collect(TRAIN[:3], policy, judge, cfg.generation, generator=generator(0, step, "sample"), clock=Clock())
+            groups = collect(TRAIN[:3], policy, task, cfg.generation, generator=generator(0, step, "sample"), clock=Clock())
             batch = make_batch(groups, policy.model, cfg.grpo, temperature=1.0, clock=Clock())
             if step == 0:                                   # whatever these draws earned: something to climb to
                 for part in batch.parts:
                     part.advantage_QK.copy_(torch.tensor([1.0, 0.0, -1.0]).expand_as(part.advantage_QK))
-            kls.append(update(policy.model, optimizer, batch, cfg.grpo, length=6, clock=Clock())["kl"])
+            kls.append(update(policy.model, optimizer, batch, cfg.grpo, length=6, clock=Clock()).metrics["kl"])
     assert kls[0] == 0.0 < kls[1]
     assert not torch.equal(hidden(policy), start)
     with reference(policy.model):
         assert torch.equal(hidden(policy), start)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_warmed_run_is_evaluated_on_the_base_it_was_trained_on(config, tmp_path):
     """``model.adapter`` beside a warm-up, as eval.py --adapter has it: the whole policy is that adapter on that base."""
     for overrides in (FULL, LORA):
@@ -563,8 +652,8 @@ def test_it_is_shown_the_drawn_questions_as_training_asks_them(config, tmp_path,
     make(cfg)
     record, = map(json.loads, (tmp_path / "run/warmup.jsonl").read_text().splitlines())
     policy = load_start(config())
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        examples = encode_examples(draw_examples(TRAIN, 8, cfg.run.seed), judge.prompt, policy.tokenizer, 1024,
+    with make_task(cfg) as task:
+        examples = encode_examples(draw_examples(TRAIN, 8, cfg.run.seed), task.prompt, policy.tokenizer, 1024,
                                    cfg.generation.stop_strings)
     total = 0.0
     for prompt, written in examples:
@@ -588,11 +677,11 @@ def test_gold_sql_from_a_file_warms_up_a_given_model(config, sql_model, tmp_path
     """The benchmark's own layout: three questions of train and their gold SQL; warmed enough, the model writes one of them."""
     cfg = config("task.kind=temptabqa", f"task.path={MINI}", f"warmup.source={GOLD}", f"model.path={sql_model}",
                  "warmup.examples=3", "warmup.batch=3", "warmup.epochs=4", "warmup.learning_rate=1e-3")
-    train = load_split(cfg.task, "train", cfg.warmup.source)
+    train = make_task(cfg).load("train", cfg.warmup.source)
     check_start(cfg, train)
     (tmp_path / "run").mkdir()
-    with open_judge(cfg.task, cfg.database, cfg.reward) as judge:
-        make_start(cfg, judge, train, [])
+    with make_task(cfg) as task:
+        make_start(cfg, task, train, [])
     lines = [json.loads(line) for line in (tmp_path / "run/warmup.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and lines[-1]["loss"] < lines[0]["loss"]
     load_start(cfg)
@@ -604,7 +693,7 @@ def logits_of(model) -> torch.Tensor:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("overrides", [LORA, FULL])
+@pytest.mark.parametrize("overrides", [pytest.param(FULL, marks=pytest.mark.slow), LORA])
 def test_base_and_start_adapter_are_merged_into_an_ordinary_folder(config, parity, tmp_path, overrides):
     """The adapter is the warm-up's, or one that is given, which counts before it and need not have the config's rank."""
     cfg = config(*overrides)
@@ -628,6 +717,7 @@ def test_base_and_start_adapter_are_merged_into_an_ordinary_folder(config, parit
     assert not logits_of(alone).allclose(logits_of(load_model(base_path(cfg), dtype=torch.float32, device="cpu")))
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_stays_so_whatever_dtype_it_is_loaded_in(config, tmp_path):
     make(config(*LORA, "warmup.method=full", "model.dtype=bfloat16"))
     cfg = config(f"model.path={tmp_path}/run/base", f"model.adapter={tmp_path}/given", "model.dtype=float32")

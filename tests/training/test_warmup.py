@@ -1,6 +1,5 @@
 """warmup.py: supervised steps on gold SQL. What is learned, how fast, when it ends, that it survives being killed."""
 
-import dataclasses
 import json
 import math
 import os
@@ -14,18 +13,20 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from minigrpo.common.clock import Clock
 from minigrpo.common.device import generator
 from minigrpo.config import Generation, Warmup
-from minigrpo.policy.files.weights import Policy, create_model, load_policy, load_tensors
+from minigrpo.policy.files.new_model import create_model
+from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.lora import adapter_parameters, add_lora
-from minigrpo.rollout import Judge, collect
+from minigrpo.policy.policy import Policy, load_policy
+from minigrpo.rollout import generate
 from minigrpo.task.sql.data import athletes
-from minigrpo.task.sql.engines.database import MockDatabase
+from minigrpo.task.sql.prompt import extract_sql
 from minigrpo.task.sql.question import Question
-from minigrpo.task.sql.reward import make_reward
 from minigrpo.training.checkpoints import write_state
 from minigrpo.training.warmup import encode_examples, warm_up
+from tests.quick import rest_slow
 
 QUESTIONS = [question for question in athletes.load_questions("train") if question.gold_sql][::55][:20]
 SIZES = dict(vocabulary=400, layers=1, width=32, heads=2, mlp_width=32, max_positions=256)
@@ -33,6 +34,11 @@ SIZES = dict(vocabulary=400, layers=1, width=32, heads=2, mlp_width=32, max_posi
 
 def prompt(question: Question) -> str:
     return f"{question.text}\nSQL:\n"
+
+
+def greedy(policy: Policy, questions: list[Question], tokens: int) -> list[list[Completion]]:
+    prompts = [policy.tokenizer.encode(prompt(question)) for question in questions]
+    return generate(policy, prompts, Generation(max_new_tokens=tokens), None, greedy=True)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +154,7 @@ def test_an_example_may_fill_the_context_to_the_last_token_and_no_more(policy, f
             continue
         with pytest.raises(ValueError) as caught:
             encode(QUESTIONS, prompt, load(tmp_path), [";"])
-        assert str(caught.value) == (f"warmup: prompt and gold SQL of {longest.id} have {length} tokens, the model's context "
+        assert str(caught.value) == (f"warmup: prompt and solution of {longest.id} have {length} tokens, the model's context "
                                      f"is {length - 1}")
 
 
@@ -159,11 +165,10 @@ def test_what_it_was_shown_it_writes_and_it_ends_where_it_should(folder, tmp_pat
     policy, four = load(folder, stop_strings), QUESTIONS[::5]
     warmed = warm(policy, tmp_path, examples=encode(four, prompt, policy, stop_strings), epochs=120)
     assert warmed.records[0]["loss"] > 100 * warmed.records[-1]["loss"]
-    generation = dataclasses.replace(Generation(method="greedy"), completions=1, max_new_tokens=120)
-    with Judge(prompt, MockDatabase(), make_reward("paper"), 1) as judge:
-        groups = collect(four, policy, judge, generation, clock=Clock())
-    assert [group.rollouts[0].sql for group in groups] == [question.gold_sql for question in four]
-    assert all(group.rollouts[0].completion.stopped for group in groups)
+    written = [completion for completion, in greedy(policy, four, 120)]
+    texts = [policy.tokenizer.decode(completion.ids) for completion in written]
+    assert [extract_sql(text) for text in texts] == [question.gold_sql for question in four]
+    assert all(completion.stopped for completion in written)
 
 
 def test_the_loss_begins_near_that_of_guessing_and_falls(policy, tmp_path):
@@ -310,13 +315,12 @@ def test_one_hundred_percent_can_be_asked_for(policy, tmp_path):
 
 
 def test_a_look_sees_the_weights_as_they_are_and_changes_nothing(folder, tmp_path):
-    """One that decodes in between, as start.py's does, leaves the same bits as one that does not."""
+    """One that decodes in between, as starting_model.py's does, leaves the same bits as one that does not."""
     watched, seen = load(folder), []
 
     def score() -> float:
         seen.append(watched.model.model.embed_tokens.weight.detach().clone())
-        with Judge(prompt, MockDatabase(), make_reward("paper"), 1) as judge:
-            collect(QUESTIONS[:2], watched, judge, Generation(method="greedy", completions=1, max_new_tokens=4), clock=Clock())
+        greedy(watched, QUESTIONS[:2], 4)
         return 1.0
 
     ours = warm(watched, tmp_path / "1", stop_at=100.0, look_every=2, score=score)
@@ -362,14 +366,14 @@ def undisturbed(folder, tmp_path_factory) -> Warmed:
     return warmed
 
 
-@pytest.mark.parametrize("save_every", [1, 2, 3, 5, 6, 7, 100])
+@pytest.mark.parametrize("save_every", rest_slow([3, 1, 2, 5, 6, 7, 100]))
 def test_saving_changes_nothing(folder, tmp_path, undisturbed, save_every):
     """Looks are after 3, 6 and 9 steps: saved there, elsewhere, or never."""
     assert same(run(folder, tmp_path, save_every), undisturbed)
     assert (tmp_path / "warmup-state").exists() == (save_every <= STEPS)
 
 
-@pytest.mark.parametrize("save_every", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("save_every", rest_slow([4, 1, 2, 3, 7]))
 def test_killed_in_any_step_it_goes_on_to_the_same_bits(folder, tmp_path, undisturbed, save_every):
     """Where the weights had moved and nothing was recorded: in the first step, behind a look, before one, in the last."""
     for step in (0, 2, 3, 5, 7, 9):
@@ -399,7 +403,7 @@ def struck(call: Callable[[], object], step: int, numbers: Sequence[int]) -> int
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [0, 2, 3, 9])
+@pytest.mark.parametrize("step", rest_slow([2, 0, 3, 9]))
 def test_a_first_signal_lets_the_step_finish_and_that_is_saved(folder, tmp_path, undisturbed, capsys, number, step):
     """Alone, before a look (2), behind one, in the last of ten; nothing else was to be saved. It goes on to the same bits."""
     before = signal.getsignal(number)
@@ -417,7 +421,7 @@ def test_a_second_signal_ends_a_warm_up_at_once(folder, tmp_path, undisturbed):
     assert same(run(folder, tmp_path, 3), undisturbed)
 
 
-@pytest.mark.parametrize("save_every", [1, 2, 3, 4])
+@pytest.mark.parametrize("save_every", rest_slow([3, 1, 2, 4]))
 def test_killed_in_a_look_it_looks_again(folder, tmp_path, undisturbed, save_every):
     """At the second look, after six steps; five are recorded. The look falls on a save (1, 2, 3) or does not (4)."""
     policy, looks = load(folder), []
@@ -472,7 +476,7 @@ def test_a_torn_state_is_refused_and_the_one_before_is_used(folder, tmp_path, un
                 run(folder, place, 2)
 
 
-@pytest.mark.parametrize("save_every", [2, 5])
+@pytest.mark.parametrize("save_every", rest_slow([2, 5]))
 def test_the_sound_state_outlives_a_second_try_at_the_torn_one(folder, tmp_path, undisturbed, monkeypatch, save_every):
     """States of 2 and 4 steps, the second torn; on the way from 2 the disk is full when 4 is written again, or, saved less
     often now, when 5 is: 2 is still there."""
