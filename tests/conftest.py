@@ -1,5 +1,6 @@
 """A small policy that really writes SQL, the folder it lives in, and the recipes: what whole-line tests run on."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -19,8 +21,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer as Rust
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minigrpo.planning import dry_run
+from minigrpo.planning.memory import measure_rates
 from minigrpo.policy.architecture import read_architecture
-from minigrpo.policy.files.weights import save_tensors
+from minigrpo.policy.files.tensors import save_tensors
 from minigrpo.policy.model import CausalLM
 from minigrpo.task.sql.engines.mariadb import open_private
 from tests.mariadb_server import skip_without_mariadb
@@ -37,6 +41,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = {}
     # A shell's background ignores Ctrl-C, and so would all that we start; the tests speak of a terminal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays until the end: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """What tests compute is small: a second thread costs more than it brings, and the test before may have set any number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -208,10 +224,14 @@ class Ended(NamedTuple):
     err: str
 
 
+measured_once = cache(measure_rates)            # a second each time, and nothing about it is tested through a command
+
+
 @pytest.fixture
 def cli(small_toml, capsys, monkeypatch) -> Callable[..., Ended]:
     """``cli(recipe, "--set", ...)``: a recipe's main() in this process, on the small config unless another is named."""
     def call(recipe: ModuleType, *arguments: object, config: object = small_toml) -> Ended:
+        monkeypatch.setattr(dry_run, "measure_rates", measured_once)
         monkeypatch.setattr(sys, "argv", [f"{recipe.__name__}.py", str(config), *map(str, arguments)])
         capsys.readouterr()
         try:

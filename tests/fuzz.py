@@ -35,16 +35,20 @@ from minigrpo.common.json_lines import JsonLines
 from minigrpo.config import dump_config, load_config
 from minigrpo.evaluation.compare import compare, read_rows, show_comparison
 from minigrpo.evaluation.evaluate import read_predictions
-from minigrpo.policy.files.weights import adapter_config, create_model, load_adapter, load_model, load_policy, save_adapter
+from minigrpo.policy.files.adapters import adapter_config, load_adapter, save_adapter
+from minigrpo.policy.files.new_model import create_model
+from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.lora import adapter_parameters, add_lora
+from minigrpo.policy.policy import load_policy
 from minigrpo.policy.tokenizer import load_tokenizer
 from minigrpo.reports import report
 from minigrpo.reports.run_reader import read_run
-from minigrpo.task.sql.data import jsonl, temptabqa
+from minigrpo.task.kinds import make_task
+from minigrpo.task.sql.data import infobox, jsonl, temptabqa
 from minigrpo.task.sql.prompt import read_examples
 from minigrpo.training.checkpoints import SUMS, newest_state, write_state
-from minigrpo.training.run import STATE
-from minigrpo.update import load_dropped
+from minigrpo.training.dropped_steps import load_dropped
+from minigrpo.training.run import STATE_FORM
 from tests.paths import MINI
 from tests.run_folders import evaluation, line, rollout, sample, step, write_run
 
@@ -293,7 +297,7 @@ def read_benchmark(folder: Path) -> object:
 
 
 def read_context(folder: Path) -> object:
-    return temptabqa.build_tables([temptabqa.parse_context((folder / "context").read_text(encoding="utf-8",
+    return infobox.build_tables([infobox.parse_context((folder / "context").read_text(encoding="utf-8",
                                                                                           errors="replace"))])
 
 
@@ -304,12 +308,13 @@ def read_report(folder: Path) -> object:
         return report.write_report(folder).read_text(encoding="utf-8")
     tables = [report.split_table(moments) for moments in (run.moments, {"eval.py": run.evaluated}) if any(moments.values())]
     curves = [run.curve(split) for split in ("", *run.evaluations)]
+    task = make_task(run.cfg)
     return repr((tables, curves, run.seconds(), run.steps and report.phase_table(run.steps), report._how_far(run),
-                 [report._sample(sample, run.cfg.grpo) for sample in run.samples]))
+                 [report._sample(sample, task) for sample in run.samples]))
 
 
 def read_state(folder: Path) -> object:
-    state, facts = newest_state(folder, STATE)
+    state, facts = newest_state(folder, STATE_FORM)
     return state.name, facts, load_dropped(facts["dropped"])
 
 
@@ -355,7 +360,7 @@ KINDS = {
     "NAME.jsonl": Kind("lines", ("questions.jsonl",), bent_lines, lambda folder: jsonl.load_questions(folder, "questions")),
     "TOML": Kind("toml", ("config.toml",), bent_toml, lambda folder: load_config(folder / "config.toml")),
     "predictions": Kind("lines", ("predictions.jsonl",), bent_lines,
-                        lambda folder: read_predictions(folder / "predictions.jsonl")),
+                        lambda folder: read_predictions(folder / "predictions.jsonl", "sql")),
     "examples": Kind("lines", ("examples.jsonl",), bent_lines, lambda folder: read_examples(folder / "examples.jsonl")),
     "rows.jsonl": Kind("lines", ("rows.jsonl",), bent_lines, read_comparison),
     "run's JSONL": Kind("run", ("metrics.jsonl", "samples.jsonl", "warmup.jsonl"), bent_lines, read_report, DRAWN),
@@ -400,8 +405,8 @@ def write_bases(root: Path) -> None:
     (root / "toml" / "config.toml").write_text(dump_config(load_config(root / "empty.toml")), encoding="utf-8")
     write_run(root / "run", config="[run]\nsteps = 3\n", metrics=[step(0), step(1), evaluation(1, 40.0), step(2)],
               warmup=[{"step": 0, "loss": 7.0, "grad_norm": 1.0, "strict": 3.0}, {"step": 1, "loss": None, "grad_norm": 1.0}],
-              samples=[sample(0, rollout(1.0, "SELECT 1"), rollout(-1.0, None, status="no_sql", rows=[], columns=[],
-                                                                   error="x"))],
+              samples=[sample(0, rollout(1.0, "SELECT 1", 1.0), rollout(-1.0, None, -1.0, status="no_sql", rows=[],
+                                                                        columns=[], error="x"))],
               summary={"steps": 2, "before": {"dev": line(30.0)}, "after": {"dev": line(60.0,
                                                                                         interval={"strict": [50.0, 70.0]},
                                                                                         blind=3.0)}},

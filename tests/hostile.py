@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minigrpo.task.sql.engines.database import Column, Database, Execution, Table, run_all
+from minigrpo.task.sql.engines.database import Column, Database, Execution, Limits, Table, run_all
 from minigrpo.task.sql.engines.mariadb import MariaDB, open_private
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 
@@ -610,7 +610,7 @@ def cases(engine: str, families: Sequence[Family] = FAMILIES) -> list[tuple[Fami
 
 def open_engine(engine: str, connections: int) -> Database:
     opener = open_private if engine == "mariadb" else open_sqlite
-    return opener(DATABASES, time_limit=TIME_LIMIT, connections=connections)
+    return opener(DATABASES, Limits(time_limit=TIME_LIMIT, connections=connections))
 
 
 def server(database: Database) -> Path:

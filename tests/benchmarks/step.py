@@ -123,23 +123,26 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     from minigrpo import config
     from minigrpo.batch import make_batch
     from minigrpo.common.clock import Clock
-    from minigrpo.common.device import choose_device, settle
-    from minigrpo.policy.search import GrowingTree, beam_search, sample
+    from minigrpo.common.device import choose_device, set_up_torch, settle
+    from minigrpo.policy.fast.fuse import fuse
+    from minigrpo.policy.generation.growing_tree import GrowingTree
+    from minigrpo.policy.generation.search import beam_search, sample
     from minigrpo.policy.stopping import Stopping
     from minigrpo.policy.tree import pad_prompts
     from minigrpo.rollout import Group, Rollout
+    from minigrpo.task.contract import Verdict
     from minigrpo.task.sql.data.athletes import load_databases, load_questions
     from minigrpo.task.sql.engines.database import run_all
     from minigrpo.task.sql.engines.sqlite import open_sqlite
-    from minigrpo.task.sql.reward import Reward
     from minigrpo.update import make_optimizer, update
 
+    set_up_torch()
     meter, where = Meter("minigrpo", device, work.repeats), choose_device(device)
     Q, P, K, C = work.questions, work.prompt, work.completions, work.tokens
     model = our_model(work, where)
     model.checkpointing = checkpointing
     if fused:
-        model.fuse()
+        fuse(model)
 
     V, draws = model.architecture.vocabulary, torch.Generator(where).manual_seed(0)
     prompts = torch.randint(10, V - 10, (Q, P), generator=torch.Generator().manual_seed(1)).tolist()
@@ -150,7 +153,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     def prefill(tree: GrowingTree) -> None:
         with torch.inference_mode():
             tree.load(pad_prompts(prompts, device=where))
-            tree.prefill()
+            tree.prefill(model)
 
     def generate(method: str) -> list:
         settings = dict(completions=K, max_new_tokens=C, stopping=never)
@@ -173,7 +176,8 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
         def groups() -> list[Group]:
             found = generate("beam")
             results = run_all(database, queries, 4)
-            rollouts = [Rollout(completion, "", sql, execution, Reward(float(i % K), {})) for i, (completion, (sql, _), execution)
+            rollouts = [Rollout(completion, "", Verdict(float(i % K), {}, execution.status, "", sql, details=execution))
+                        for i, (completion, (sql, _), execution)
                         in enumerate(zip((c for group in found for c in group), queries, results))]
             return [Group(asked[q], tuple(prompts[q]), tuple(rollouts[q * K:(q + 1) * K])) for q in range(Q)]
 
@@ -184,7 +188,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
 
         def step() -> None:
             batch = make_batch(groups(), model, grpo, temperature=1.0, clock=clock)
-            report = update(model, optimizer, batch, grpo, length=C, clock=clock)
+            report = update(model, optimizer, batch, grpo, length=C, clock=clock).metrics
             assert report["skipped"] == 0 and report["grad_norm"] > 0
 
         meter("step", step, **facts)
