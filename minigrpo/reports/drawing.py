@@ -39,6 +39,7 @@ WIDTH = 8.0                                     # inches: 1200 pixels, and still
 def smooth(values: Sequence[float], window: int, middle: Callable[[Sequence[float]], float]) -> list[float]:
     """The centred moving ``middle`` (a mean or a median) of the finite values; the window is cut off at both ends.
 
+    >>> from statistics import fmean
     >>> smooth([0.0, 3.0, math.nan, 5.0, 1.0], 3, fmean)
     [1.5, 1.5, 4.0, 3.0, 3.0]
     """
