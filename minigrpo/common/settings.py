@@ -123,6 +123,8 @@ def _checked(dotted: str, value: Any, source: str, keys: Keys) -> Any:
     if get_origin(spec.type) is Literal and value not in get_args(spec.type):
         raise UserError(f"{where}: expected one of {', '.join(get_args(spec.type))}, got {_spelt(value)}")
     _check_range(spec, value, f"{where}: expected {_TYPE_NAMES[kind]}")
+    if kind is int and value >= 10**100:                            # ``dump`` could not write all that Python can hold
+        raise UserError(f"{where}: expected an integer of at most 100 digits, got {_spelt(value)}")
     return value
 
 

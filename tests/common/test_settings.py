@@ -9,6 +9,7 @@ import pytest
 
 from minigrpo.common.errors import UserError
 from minigrpo.common.settings import build, dump, flatten, key, leaves, read_values, sections_of
+from minigrpo.config import dump_config, load_config
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,15 @@ def test_an_integer_too_long_for_python_to_write_out_is_refused_too(tmp_path):
     for dotted, kind in (("oven.heat", "a number"), ("cake.name", "a string")):
         assert refusal(write(tmp_path, CAKE), (f"{dotted}=0x{4000 * 'f'}",)) == (
             f"--set: {dotted}: expected {kind}, got an integer of more digits than can be shown")
+
+
+def test_an_integer_that_could_not_be_written_to_a_config_again_is_refused(tmp_path):
+    """``run.seed`` has no upper limit of its own. 100 digits are written and read back; 101 are refused."""
+    cfg = load_config(write(tmp_path, ""), [f"run.seed={'9' * 100}"])
+    assert load_config(write(tmp_path, dump_config(cfg))) == cfg
+    for seed in ("1" + "0" * 100, f"0x{4000 * 'f'}"):
+        with pytest.raises(UserError, match="^--set: run.seed: expected an integer of at most 100 digits, got "):
+            load_config(write(tmp_path, ""), [f"run.seed={seed}"])
 
 
 def test_limits_are_in_the_range_and_what_is_above_a_bound_is_not_the_bound(tmp_path):
