@@ -1,6 +1,6 @@
 """What a data set of the SQL task offers. Each file beside this one ends with a ``DATASET`` of its own.
 
-To add a data set, write such a file and add a row for it to the table of data sets.
+To add a data set, write such a file and add a row for it to ``DATASETS`` in task.py, one folder up.
 """
 
 from collections.abc import Callable, Mapping, Sequence
