@@ -134,7 +134,7 @@ def test_a_rehearsal_learns_measures_and_goes_on_where_it_was_killed(tmp_path):
     command = [sys.executable, "-m", "tests.benchmarks.gpu", "--rehearse", "--device", "cpu", "--out", str(tmp_path),
                "--minutes", "5", "--parts", "learn,small,beams", "--grpo-minutes", "0.05", "--set", "database.engine=sqlite"]
     first = subprocess.Popen(command, cwd=ROOT)
-    while not (tmp_path / "learn/run/metrics.jsonl").exists():              # GRPO has begun
+    while not (tmp_path / "learn/run/summary.json").exists():               # the first evaluation is over, GRPO begins
         assert first.poll() is None
         time.sleep(0.2)
     first.terminate()
