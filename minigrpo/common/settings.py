@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import shown
+from minigrpo.common.errors import UserError, shown
 
 MAX_FILE_BYTES, MAX_DOTS_A_LINE = 2**20, 100
 Keys = Mapping[str, "dataclasses.Field[Any]"]   # "section.key" → the field

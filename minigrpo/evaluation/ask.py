@@ -5,9 +5,10 @@ import torch
 from minigrpo import config
 from minigrpo.common.clock import Clock
 from minigrpo.common.console import labelled
+from minigrpo.common.grouping import group_by
 from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.policy import Policy
-from minigrpo.rollout import Group, Rollout, collect
+from minigrpo.rollout import Group, collect
 from minigrpo.task.contract import Problem, Task
 
 
@@ -31,10 +32,8 @@ def show_candidates(group: Group, task: Task, generation: config.Generation) -> 
               f"{generation.completions} samples at temperature {generation.temperature:g}, scored Σ log-prob")
     about = [line for label, text in task.about(group.problem) for line in labelled(label, text)]
     lines = [*labelled("question", group.problem.text), *about, *labelled("method", method)]
-    alike: dict[str | None, list[Rollout]] = {}
-    for rollout in sorted(group.rollouts, key=lambda rollout: -score(rollout.completion, generation)):
-        alike.setdefault(rollout.verdict.extracted, []).append(rollout)
-    for extracted, (best, *others) in alike.items():
+    ranked = sorted(group.rollouts, key=lambda rollout: -score(rollout.completion, generation))
+    for extracted, (best, *others) in group_by(ranked, lambda rollout: rollout.verdict.extracted).items():
         written = f"{score(best.completion, generation):.3g}" + (f", written {1 + len(others)} times" if others else "")
         cut = "" if best.completion.stopped else f", cut off after {len(best.completion.ids)} tokens"
         lines += ["", *labelled("score", written + cut), *labelled(task.language.upper(), extracted or ""),

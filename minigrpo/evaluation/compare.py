@@ -4,13 +4,15 @@ Reads files only, so it does not depend on any model or task.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from minigrpo.common.console import table
 from minigrpo.common.errors import UserError
+from minigrpo.common.grouping import group_by
 from minigrpo.common.strict_json import NUMBER, read_lines
-from minigrpo.evaluation.figures import CEILINGS, LABELS, OF_A_ROW, Row, figures, group_rows, percents
+from minigrpo.evaluation.figures import CEILINGS, LABELS, OF_A_ROW, Row, figures, percents
 from minigrpo.evaluation.intervals import difference_intervals, mcnemar
 from minigrpo.evaluation.result_tables import Cells, percent
 
@@ -56,7 +58,7 @@ def compare(a: Mapping[str, Row], b: Mapping[str, Row], names: tuple[object, obj
     if other := [question for question in a if asked(a[question]) != asked(b[question])]:
         raise UserError(f"--compare: {other[0]} is not the same question in {names[0]} and {names[1]}")
     return {split: _compare_split(rows, [b[f"{split}/{row['index']}"] for row in rows])
-            for split, rows in group_rows(a.values(), "split").items()}
+            for split, rows in group_by(a.values(), itemgetter("split")).items()}
 
 
 def _compare_split(a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:

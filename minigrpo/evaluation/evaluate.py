@@ -9,6 +9,7 @@ from minigrpo import config
 from minigrpo.common.clock import Clock
 from minigrpo.common.console import progress, say, table
 from minigrpo.common.errors import UserError
+from minigrpo.common.grouping import group_by
 from minigrpo.common.strict_json import read_lines
 from minigrpo.evaluation.figures import Row, add_intervals, summarise
 from minigrpo.policy.policy import Policy
@@ -20,17 +21,14 @@ def evaluate_policy(problems: Sequence[Problem], policy: Policy, task: Task, gen
                     batch: int) -> Iterator[Row]:
     """Decode greedily, one completion for each different prompt, ``batch`` prompts at a time; rows as they come, short prompts
     first, so that little is padded."""
-    alike: dict[str, list[Problem]] = {}
-    for problem in problems:
-        alike.setdefault(task.prompt(problem), []).append(problem)
-    ordered = [alike[prompt] for prompt in sorted(alike, key=len)]
+    ordered = sorted(group_by(problems, task.prompt).items(), key=lambda item: len(item[0]))
     with progress(len(problems), "evaluate", leave=False) as bar, task.evaluating():
         for start in range(0, len(ordered), batch):
             together = ordered[start:start + batch]
-            prompts = [policy.tokenizer.encode(task.prompt(first)) for first, *_ in together]
+            prompts = [policy.tokenizer.encode(prompt) for prompt, _ in together]
             greedy = generate(policy, prompts, generation, None, greedy=True)
             written = [task.extract(policy.tokenizer.decode(completion.ids)) for completion, in greedy]
-            tries = [(problem, extracted) for extracted, same in zip(written, together) for problem in same]
+            tries = [(problem, extracted) for extracted, (_, same) in zip(written, together) for problem in same]
             yield from judge_rows(tries, task)
             bar.update(len(tries))
 

@@ -8,8 +8,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
+from minigrpo.common.grouping import group_by
 from minigrpo.evaluation.intervals import Figures, intervals
 
 Row = dict[str, Any]
@@ -68,18 +70,10 @@ def percents(found: Figures) -> dict[str, float]:
             for name, pairs in found.items()}
 
 
-def group_rows(rows: Iterable[Row], name: str) -> dict[str, list[Row]]:
-    """Rows by their value of ``name``, in the order in which the values appear."""
-    grouped: dict[str, list[Row]] = {}
-    for row in rows:
-        grouped.setdefault(str(row[name]), []).append(row)
-    return grouped
-
-
 def summarise(rows: Iterable[Row], sizes: Mapping[str, int], outcomes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By split: ``n`` rows scored ``of`` the split's size, ``absent`` if that is 0; each figure and each status in percent;
     ``kinds``: the same by kind of question. ``outcomes``: a task's statuses, in the order to list them."""
-    by_split = group_rows(rows, "split")
+    by_split = group_by(rows, itemgetter("split"))
     summary: dict[str, dict[str, Any]] = {}
     for split, size in sizes.items():
         members = by_split.get(split, [])
@@ -90,12 +84,12 @@ def summarise(rows: Iterable[Row], sizes: Mapping[str, int], outcomes: Sequence[
                 **percents(figures(members)),
                 "status": {status: round(100 * statuses[status] / len(members), 2) for status in outcomes if statuses[status]},
                 "kinds": {kind: {"n": len(some), **percents(figures(some))}
-                          for kind, some in group_rows(members, "kind").items()}}
+                          for kind, some in group_by(members, itemgetter("kind")).items()}}
     return summary
 
 
 def add_intervals(summary: Mapping[str, dict[str, Any]], rows: Iterable[Row]) -> None:
     """Add to each split, in place, the 95 % confidence interval of each figure in percent: ``interval``."""
-    for split, members in group_rows(rows, "split").items():
+    for split, members in group_by(rows, itemgetter("split")).items():
         summary[split]["interval"] = {name: [round(100 * end, 2) for end in ends]
                                       for name, ends in intervals(figures(members)).items()}

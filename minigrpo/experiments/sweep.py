@@ -13,8 +13,7 @@ from pathlib import Path
 
 from minigrpo import config
 from minigrpo.common.console import say, table
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.evaluation.result_tables import markdown
 from minigrpo.experiments.compare_runs import layout
 from minigrpo.experiments.definitions import EXPERIMENTS, Experiment, Keys

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import shown
+from minigrpo.common.errors import UserError, shown
 from minigrpo.policy.fast.stacked import Layer, Stack, link_siblings
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

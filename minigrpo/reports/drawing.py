@@ -17,22 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-
 # Okabe and Ito's colours, told apart by the colour-blind too; the light ones last, for areas.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#F0E442")
-
-
 DASHES = ("-", "--", ":", "-.")
-
-
 # Text is never mathematics: a "$" in a label is a dollar.
 STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titleweight": "bold", "legend.fontsize": 8,
     "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": "0.92", "savefig.dpi": 150, "text.parse_math": False, "text.usetex": False}
-
-
 WIDTH = 8.0                                     # inches: 1200 pixels, and still to be read at 800
 
 

@@ -18,10 +18,11 @@ from statistics import median
 
 from minigrpo import config
 from minigrpo.common.console import labelled, printable, say
+from minigrpo.common.grouping import group_by
 from minigrpo.evaluation.figures import CEILINGS
 from minigrpo.reports.drawing import window_for
 from minigrpo.reports.plots import METRICS, plot_curves, plot_splits, plot_warmup
-from minigrpo.reports.run_reader import Candidate, Json, Records, Sample, Summary, phases, read_run
+from minigrpo.reports.run_reader import Json, Records, Sample, Summary, phases, read_run
 from minigrpo.task.contract import Task
 from minigrpo.task.kinds import make_task
 
@@ -120,11 +121,8 @@ def phase_table(steps: Sequence[Json]) -> str:
 
 def _sample(sample: Sample, task: Task) -> str:
     """A group: its question, and each different candidate with its reward, its terms, its advantage, and what it gave."""
-    alike: dict[str | None, list[Candidate]] = {}
-    for candidate in sample.candidates:
-        alike.setdefault(candidate.verdict.extracted, []).append(candidate)
     lines = [*labelled("question", sample.question["text"], 5), *labelled("gold", sample.question["answer"], 5)]
-    for extracted, (first, *others) in alike.items():
+    for extracted, (first, *others) in group_by(sample.candidates, lambda candidate: candidate.verdict.extracted).items():
         verdict = first.verdict
         advantage = "" if first.advantage is None else f"advantage {first.advantage:+.2f} · "
         terms = " ".join(f"{name}={value:g}" for name, value in verdict.terms.items())

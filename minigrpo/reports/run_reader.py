@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from minigrpo import config
 from minigrpo.common.errors import UserError
+from minigrpo.common.grouping import group_by
 from minigrpo.common.json_lines import kind_of
 from minigrpo.common.strict_json import NUMBER, Form, Json, Number, fits, measured, read_lines, read_object, spell
 from minigrpo.evaluation.figures import LABELS
@@ -93,10 +95,8 @@ def read_run(folder: Path) -> Records:
             (record["step"] for record in metrics if not 0 <= record["step"] < len(steps)))
     _refuse(folder / "metrics.jsonl", "seconds by phase",
             (spent for record in steps if not (fits(spent := phases(record), {...: NUMBER}) and sum(spent.values()) > 0)))
-    evaluations: dict[str, list[Json]] = {}
-    for record in metrics:
-        if kind_of(record) == "evaluation":
-            evaluations.setdefault(_evaluated_split(folder / "metrics.jsonl", record), []).append(record)
+    evaluations = group_by((record for record in metrics if kind_of(record) == "evaluation"),
+                           partial(_evaluated_split, folder / "metrics.jsonl"))
     summary, evaluated = (_read_json(folder / name) for name in ("summary.json", "eval/summary.json"))
     moments: dict[str, Summary] = {name: _splits(folder / "summary.json", summary[name]) for name in ("before", "after")
                                    if name in summary}

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from minigrpo import config
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.contract import Task
 from minigrpo.task.sql.task import DATASETS, SQLTask
 

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.contract import Problem
 
 Item = TypeVar("Item")

@@ -26,6 +26,7 @@ from minigrpo.common.clock import Clock, average
 from minigrpo.common.console import headline, labelled, progress, say
 from minigrpo.common.device import peak_memory
 from minigrpo.common.files import write_whole
+from minigrpo.common.grouping import group_by
 from minigrpo.common.json_lines import JsonLines, kind_of
 from minigrpo.common.process import first_signal
 from minigrpo.common.strict_json import NUMBER, read_object
@@ -33,7 +34,7 @@ from minigrpo.policy.files.adapters import load_adapter, save_adapter
 from minigrpo.policy.files.tensors import load_tensors, save_tensors
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.policy import Policy
-from minigrpo.rollout import Group, Rollout, group_metrics
+from minigrpo.rollout import Group, group_metrics
 from minigrpo.task.contract import Task
 from minigrpo.training.checkpoints import drop_states, newest_state, state_folder, write_state
 from minigrpo.training.dropped_steps import DROPPED_FORM, DroppedSteps, load_dropped
@@ -193,19 +194,11 @@ def sample_record(group: Group, advantages: Sequence[float], task: Task) -> dict
                          for rollout, advantage in zip(group.rollouts, advantages)]}
 
 
-def alike(rollouts: Iterable[Rollout]) -> dict[str | None, list[Rollout]]:
-    """Candidates by what was extracted from them, in order of appearance."""
-    found: dict[str | None, list[Rollout]] = {}
-    for rollout in rollouts:
-        found.setdefault(rollout.verdict.extracted, []).append(rollout)
-    return found
-
-
 def show(group: Group) -> str:
     """A group for the console: question, gold answer, and each different candidate with its reward, how often it was written,
     and what it gave."""
     lines = [group.problem.id, *labelled("question", group.problem.text, 2), *labelled("gold", group.problem.answer, 1)]
-    for extracted, (first, *others) in alike(group.rollouts).items():
+    for extracted, (first, *others) in group_by(group.rollouts, lambda rollout: rollout.verdict.extracted).items():
         verdict = first.verdict
         gave = verdict.answer if verdict.ok else f"{verdict.status}: {verdict.error}"
         lines += [*labelled(f"{verdict.reward:g} × {1 + len(others)}", str(extracted), 5), *labelled("      →", gave, 1)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigrpo.common.errors import TaskError, UserError
+from minigrpo.common.errors import TaskError, UserError, shown, unknown
 from minigrpo.common.process import exit_status
 
 
@@ -23,3 +23,14 @@ def test_a_bug_of_ours_keeps_its_traceback():
 
     with pytest.raises(ValueError, match="logp_BC"):
         exit_status("train.py", recipe)
+
+
+def test_a_near_name_is_suggested_and_a_far_one_is_not():
+    assert unknown("split", "trian", ["train", "dev"]) == "unknown split 'trian' (did you mean 'train'?)"
+    assert unknown("split", "zzz", ["train", "dev"]) == "unknown split 'zzz'"
+
+
+def test_a_text_from_a_file_is_short_and_on_one_line():
+    # 300 letters are cut to 120; a line break and a control character appear as their escapes.
+    assert shown("a" * 300) == "a" * 120
+    assert shown("a\nb\x1b") == "a\\nb\\x1b"

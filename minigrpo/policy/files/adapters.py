@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import shown
+from minigrpo.common.errors import UserError, shown
 from minigrpo.common.strict_json import read_object
 from minigrpo.policy.files.tensors import check_names, read_note, read_safetensors, save_tensors
 from minigrpo.policy.lora import adapter_parameters

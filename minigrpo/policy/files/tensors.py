@@ -7,8 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import shown
+from minigrpo.common.errors import UserError, shown
 
 FLOATS, OTHERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "U8", "BOOL")
 

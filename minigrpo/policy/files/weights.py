@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import shown
+from minigrpo.common.errors import UserError, shown
 from minigrpo.common.strict_json import read_object
 from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.files.adapters import base_parameters

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.sql import structure
 from minigrpo.task.sql.answer import Score, answer_excess, render_answer, score_answer
 from minigrpo.task.sql.engines.database import Execution, Tables

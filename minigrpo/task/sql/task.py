@@ -12,8 +12,7 @@ from typing import Any
 
 from minigrpo import config
 from minigrpo.common.clock import Clock
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.contract import Task, Try, Verdict
 from minigrpo.task.sql.answer import render_answer, score_answer
 from minigrpo.task.sql.data import athletes, jsonl, temptabqa

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
 from minigrpo.task.sql.data.infobox import Infobox, build_tables
 from minigrpo.task.sql.data.renamed import with_renamed

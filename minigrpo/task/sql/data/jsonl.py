@@ -8,8 +8,7 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.common.strict_json import Json, exact, read_lines
 from minigrpo.task.sql.answer import render_answer, split_answer
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.common.strict_json import read_lines
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
 from minigrpo.task.sql.data.infobox import Infobox, build_tables, parse_context

@@ -11,7 +11,7 @@ from typing import Any
 import pymysql
 from pymysql.cursors import Cursor
 
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import unknown
 from minigrpo.task.sql.engines.database import DatabaseError, Status, Table, Tables, create_table
 from minigrpo.task.sql.engines.introspect import MARIADB, read_tables
 from minigrpo.task.sql.engines.mariadb_driver import Login, message

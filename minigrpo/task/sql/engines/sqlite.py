@@ -24,8 +24,7 @@ from pathlib import Path
 from queue import LifoQueue
 from threading import Lock
 
-from minigrpo.common.errors import UserError
-from minigrpo.common.messages import unknown
+from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.sql.engines.database import (
     DEFAULT_LIMITS,
     DatabaseError,
