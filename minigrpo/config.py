@@ -14,8 +14,8 @@ PASSWORD_VARIABLE = "MINIGRPO_DB_PASSWORD"      # secrets come from the environm
 
 @dataclass(frozen=True)
 class Task:
-    kind: str = key("temptabqa", "the benchmark; athletes made up on the spot in its schema; or jsonl, questions of your own "
-                                 "on databases that exist")
+    kind: str = key("temptabqa", "temptabqa: the benchmark; athletes: made up on the spot in its schema; jsonl: questions of "
+                                 "your own on databases that exist")
     path: str = key("data/TEMPTABQA-C", "folder with the benchmark as published; athletes need none; jsonl: every NAME.jsonl "
                                         "in it is a split, and for SQLite every NAME.sqlite a database")
     split: str = key("train", "split to train on")
@@ -127,7 +127,7 @@ class GRPO:
     clip_low: float = key(0.2, "the ratio is clipped below at 1 − clip_low", low=0, high=1)
     clip_high: float = key(0.2, "the ratio is clipped above at 1 + clip_high", low=0)
     kl_coef: float = key(0.04, "weight β of the KL penalty to the start policy", low=0)
-    kl_estimator: Literal["k3", "k2"] = key("k3", "see grpo.kl_penalty")
+    kl_estimator: Literal["k3", "k2"] = key("k3", "how a token's KL is estimated, see grpo.kl_penalty")
     aggregation: Literal["sequence", "token", "constant"] = key(
         "sequence", "mean over sequences (GRPO), over tokens (DAPO), or a constant (Dr. GRPO)")
     scale: Literal["group", "none"] = key("group", "advantages over the group's σ, or unscaled")

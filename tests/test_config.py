@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import Field
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -100,7 +101,16 @@ def test_the_configs_we_ship_load(file):
     load_config(file)
 
 
+def values(spec: Field) -> str:
+    """What a key takes besides its type: one of some words, or a range; empty if anything of the type will do."""
+    if get_origin(spec.type) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(spec.type))
+    signs = {"low": "≥", "above": ">", "high": "≤"}
+    return ", ".join(f"{sign} {spec.metadata[name]}" for name, sign in signs.items() if spec.metadata[name] is not None)
+
+
 def test_the_config_manual_is_the_code():
-    rows = [f"| `{dotted}` | `{json.dumps(spec.default)}` | {spec.metadata['doc']} |" for dotted, spec in KEYS.items()]
+    rows = [f"| `{dotted}` | `{json.dumps(spec.default)}` | {values(spec)} | {spec.metadata['doc']} |"
+            for dotted, spec in KEYS.items()]
     manual = (ROOT / "configs/README.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in manual if re.match(r"\| `[a-z]+\.", line)] == rows, "expected:\n" + "\n".join(rows)
