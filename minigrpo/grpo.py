@@ -18,6 +18,7 @@ from minigrpo.common.shapes import check, check_boolean
 
 Aggregation = Literal["sequence", "token", "constant"]
 Estimator = Literal["k3", "k2", "k1"]
+LossEstimator = Literal["k3", "k2"]             # the gradient of k1 is zero on average: it would teach nothing
 
 
 def group_advantages(reward_QK: Tensor, *, scale: Literal["group", "none"] = "group", ddof: int = 0,
@@ -68,7 +69,7 @@ def kl_penalty(logp_BC: Tensor, ref_logp_BC: Tensor, *, estimator: Estimator = "
     not samples, none of them estimates a KL: there it is a measure of distance. Returns kl_BC.
     """
     check(logp_BC=logp_BC, ref_logp_BC=ref_logp_BC)
-    _one_of("estimator", estimator, ("k3", "k2", "k1"))
+    _one_of("estimator", estimator, get_args(Estimator))
     d_BC = logp_BC - ref_logp_BC
     if estimator == "k1":
         return d_BC
@@ -115,7 +116,7 @@ def aggregate(term_BC: Tensor, mask_BC: Tensor, *, mode: Aggregation = "sequence
 
 def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advantage_B: Tensor, mask_BC: Tensor, *,
               clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.0,
-              kl_estimator: Literal["k3", "k2"] = "k3", aggregation: Aggregation = "sequence",
+              kl_estimator: LossEstimator = "k3", aggregation: Aggregation = "sequence",
               length: int | None = None, total: Tensor | float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """loss = −objective + kl_coef · KL, and what to log of it.
 
@@ -126,7 +127,7 @@ def grpo_loss(logp_BC: Tensor, old_logp_BC: Tensor, ref_logp_BC: Tensor, advanta
     """
     check(logp_BC=logp_BC, old_logp_BC=old_logp_BC, ref_logp_BC=ref_logp_BC, advantage_B=advantage_B, mask_BC=mask_BC)
     check_boolean(mask_BC=mask_BC)
-    _one_of("kl_estimator", kl_estimator, ("k3", "k2"))
+    _one_of("kl_estimator", kl_estimator, get_args(LossEstimator))
     _one_of("aggregation", aggregation, get_args(Aggregation))
     logp_BC, old_logp_BC, ref_logp_BC = (torch.where(mask_BC, x_BC, torch.zeros_like(x_BC))
                                          for x_BC in (logp_BC, old_logp_BC, ref_logp_BC))

@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
+from minigrpo import grpo
 from minigrpo.config import KEYS, NewModel, dump_config, flatten, load_config, require
 from tests.paths import ROOT
 
@@ -99,6 +100,12 @@ def test_every_key_is_documented_and_its_default_is_in_its_own_range():
                          ids=lambda file: file.stem)
 def test_the_configs_we_ship_load(file):
     load_config(file)
+
+
+def test_a_config_offers_the_estimators_and_means_that_the_loss_has():
+    """The config does not import the loss, so the names stand in both."""
+    assert get_args(KEYS["grpo.kl_estimator"].type) == get_args(grpo.LossEstimator)
+    assert get_args(KEYS["grpo.aggregation"].type) == get_args(grpo.Aggregation)
 
 
 def values(spec: Field) -> str:
