@@ -2,31 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from minigrpo.common.console import printable
-from minigrpo.common.errors import UserError
-from minigrpo.reports.drawing import (
-    COLOURS,
-    DASHES,
-    legend_above,
-    percent_axis,
-    picture,
-    short,
-    smooth,
-    titled,
-    two_columns,
-    window_for,
-)
+from minigrpo.reports import drawing
+from minigrpo.reports.drawing import COLOURS, DASHES, short, smooth, window_for
 from minigrpo.reports.run_reader import Records, phases, series
-
-if TYPE_CHECKING:
-    from minigrpo.reports.drawing import Axes
 
 Runs = Mapping[str, Sequence[Records]]                          # label → a run for each seed
 Figures = Mapping[str, Mapping[str, Sequence[float]]]           # label → what is measured → its value for each seed
+Looks = Sequence[tuple[float, float, float]]                    # the picture's two places across, and percent strict there
 
 
 # ----------------------------------------------------------------------------------------------------------------- figures
@@ -101,141 +87,50 @@ def _cell(values: Sequence[float]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------- pictures
 def compare_runs(runs: Runs, out: Path) -> list[Path]:
-    """Several runs under each label, one a seed, as two pictures: how strict rose, by steps and by seconds, and where it
-    ended. Thin lines and dots are runs, thick lines and bars their means.
-
-    Strict on the evaluation split, where all runs were evaluated on it, and of the candidates; the ends are those of the
-    splits that all runs report, else the last evaluation, else the last candidates. Returns ``out``/compare-curves.png and
-    ``out``/compare-ends.png. ``ValueError``: no label, a label without runs, a run without steps.
-    """
-    every = [run for members in runs.values() for run in members]
-    if not every or not all(runs.values()):
-        none = ", ".join(label for label, members in runs.items() if not members) or "no label at all"
-        raise UserError(f"a comparison needs a run under each label, got none for {none}")
-    if early := [run.folder for run in every if not run.steps]:
-        raise UserError(f"{early[0]} cannot be compared: it holds no step of GRPO")
-    evaluated = [split for split in every[0].evaluations if all(split in run.evaluations for run in every)][:1]
-    out.mkdir(parents=True, exist_ok=True)
-    files = [out / "compare-curves.png", out / "compare-ends.png"]
-    _plot_comparison(runs, [*evaluated, ""], files[0])
-    _plot_ends(runs, _ends(every, evaluated), files[1])
-    return files
+    """Strict on the evaluation split, if the runs were evaluated, and of the candidates, by steps and by seconds. All runs
+    have the same splits and steps. Returns ``out``/compare-curves.png."""
+    rows = {(f"Strict on {short(split)}" if split else "Strict of the candidates"):
+            {label: [_looks(run, split) for run in members] for label, members in runs.items()}
+            for split in (*next(iter(runs.values()))[0].evaluations, "")}
+    return _draw(rows, {"steps taken": None, "seconds of steps": None}, out / "compare-curves.png")
 
 
-def _colour(number: int) -> tuple[str, str]:
-    """Colour and dash of a label: seven colours that are seen on white, then the same with another dash."""
-    return COLOURS[number % 7], DASHES[number // 7 % len(DASHES)]
+def _looks(run: Records, split: str) -> Looks:
+    (steps, values), seconds = run.curve(split), run.seconds()
+    values = values if split else smooth(values, window_for(len(values)), fmean)
+    return [(step, seconds[step], value) for step, value in zip(steps, values)]
 
 
-def _plot_comparison(runs: Runs, splits: Sequence[str], file: Path) -> None:
-    rows = math.ceil(len(runs) / 4)
-    with picture(file, 2.7 * len(splits) + 0.2 * rows) as figure:
-        grid = two_columns(figure, 2 * len(splits))
-        for number, split in enumerate(splits):
-            by_steps, by_seconds = grid[2 * number:2 * number + 2]
-            for place, (label, members) in enumerate(runs.items()):
-                _draw_seeds(by_steps, by_seconds, members, split, place, label)
-            for axes, unit in ((by_steps, "steps taken"), (by_seconds, "seconds of steps")):
-                axes.set_title(f"Strict on {short(split)}" if split else "Strict of the candidates")
-                axes.set_ylabel("% of questions" if split else "% of candidates")
-                axes.set_xlabel(unit)
-                axes.set_xlim(left=0)
-                percent_axis(axes)
-        legend_above(figure, grid[0])
-
-
-def _draw_seeds(by_steps: "Axes", by_seconds: "Axes", members: Sequence[Records], split: str, place: int, label: str) -> None:
-    """A label's runs as thin lines; their mean as a thick one, at the steps that all have, or at their mean time."""
-    (colour, dash), points = _colour(place), []
-    for run in members:
-        steps, values = run.curve(split)
-        values, seconds = values if split else smooth(values, window_for(len(values)), fmean), run.seconds()
-        points.append({step: (seconds[step], value) for step, value in zip(steps, values)})
-        if len(members) > 1:
-            for axes, across in ((by_steps, steps), (by_seconds, [seconds[step] for step in steps])):
-                axes.plot(across, values, color=colour, linewidth=0.7, alpha=0.5)
-    shared = sorted(set.intersection(*map(set, points)))
-    means = [[fmean(run[step][axis] for run in points) for step in shared] for axis in (0, 1)]
-    for axes, across in ((by_steps, shared), (by_seconds, means[0])):
-        axes.plot(across, means[1], color=colour, linestyle=dash, linewidth=2, label=" " + printable(label),
-                  marker="o" if split or len(shared) == 1 else "", markersize=4)
-
-
-def _ends(every: Sequence[Records], evaluated: Sequence[str]) -> list[tuple[str, str]]:
-    """(moment, split) of the figures that all runs have: "after" on their report splits, else the last evaluation, else the
-    candidates of the last tenth of the steps."""
-    first = every[0].moments.get("after", {})
-    reported = [split for split in first if all(run.moments.get("after", {}).get(split, {}).get("n") for run in every)]
-    return [("after", split) for split in reported] or [("last", split) for split in evaluated] or [("", "")]
-
-
-def _end(run: Records, moment: str, split: str) -> float:
-    if moment == "after":
-        return run.moments[moment][split]["strict"]
-    values = run.curve(split)[1]
-    return values[-1] if split else fmean(values[-window_for(len(values)):])
-
-
-def _plot_ends(runs: Runs, ends: Sequence[tuple[str, str]], file: Path) -> None:
-    """Bars and figures are means over the runs of a label (lowest … highest), dots are runs, a line is where they began."""
-    with picture(file, 0.5 + math.ceil(len(ends) / 2) * (0.9 + 0.3 * len(runs))) as figure:
-        for axes, (moment, split) in zip(two_columns(figure, len(ends)), ends):
-            for place, members in enumerate(runs.values()):
-                values = [_end(run, moment, split) for run in members]
-                starts = [run.moments["before"][split]["strict"] for run in members] if moment == "after" else []
-                axes.barh(place, fmean(values), 0.7, color=_colour(place)[0], alpha=0.55)
-                axes.plot(values, [place] * len(values), "o", color="black", markersize=3.5, markerfacecolor="white")
-                if starts:
-                    axes.vlines(fmean(starts), place - 0.4, place + 0.4, color="black", linewidth=1.5)
-                spread = f" ({min(values):.1f} … {max(values):.1f})" if len(values) > 1 else ""
-                axes.text(104, place, f"{fmean(values):.1f}{spread}", va="center", fontsize=8)
-            axes.set_yticks(range(len(runs)), [short(label) for label in runs])
-            axes.set_ylim(len(runs) - 0.5, -0.5)
-            axes.set_xlim(0, 180)                       # room for the figures
-            axes.set_xticks(range(0, 101, 25))
-            axes.grid(False, axis="y")
-            axes.set_xlabel("% strict " + {"after": "at the end; line: before", "last": "in the last evaluation",
-                                           "": "of the last tenth of the steps"}[moment])
-            axes.set_title(f"Strict on {short(split)}" if split else "Strict of the candidates")
-
-
-# ---------------------------------------------------------------------------------------------------------------- what it cost
 def plot_costs(runs: Runs, out: Path) -> list[Path]:
     """Strict on the evaluation split by seconds of training and by examples seen, warm-up included, up to the first label's
-    total; and seconds of a step by phase. A line is a run, a bar a mean. Returns ``out``/compare-costs.png."""
-    first, split = next(iter(runs.values())), next(iter(runs.values()))[0].cfg.evaluation.split
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "compare-costs.png"
-    with picture(file, 4.6 + 0.3 * len(runs)) as figure:
-        grid = two_columns(figure, 3)
-        for axis, (axes, unit) in enumerate(zip(grid, ("seconds of training", "examples seen"))):
-            for place, (label, members) in enumerate(runs.items()):
-                for number, run in enumerate(members):
-                    colour, dash = _colour(place)
-                    axes.plot([look[axis] for look in run.costs()], [look[2] for look in run.costs()], color=colour, alpha=0.8,
-                              linestyle=dash, linewidth=1.2, marker="o", markersize=2.5,
-                              label=" " + printable(label) if number == 0 else None)
-            axes.set_title(f"Strict on {short(split)}")
-            axes.set_ylabel("% of questions")
+    total. Returns ``out``/compare-costs.png."""
+    first = next(iter(runs.values()))
+    seconds, examples, _ = (1.05 * max(ends) for ends in zip(*(run.costs()[-1] for run in first)))
+    rows = {f"Strict on {short(first[0].cfg.evaluation.split)}":
+            {label: [run.costs() for run in members] for label, members in runs.items()}}
+    return _draw(rows, {"seconds of training": seconds, "examples seen": examples}, out / "compare-costs.png")
+
+
+def _draw(rows: Mapping[str, Mapping[str, Sequence[Looks]]], units: Mapping[str, float | None], file: Path) -> list[Path]:
+    """A row of two panels under each title: one for each unit, up to its end if it has one. Thin lines are runs. A thick line
+    leads through the means of the runs' first looks, of their second ones, and so on."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with drawing.picture(file, 3 * len(rows)) as figure:
+        grid = drawing.two_columns(figure, 2 * len(rows))
+        for number, ((title, curves), (unit, end)) in enumerate(product(rows.items(), units.items())):
+            axes, across = grid[number], number % 2
+            for place, (label, runs) in enumerate(curves.items()):
+                colour, dash = COLOURS[place % 7], DASHES[place // 7 % len(DASHES)]     # seven colours are seen on white
+                means = [[fmean(values) for values in zip(*looks)] for looks in zip(*runs)]
+                axes.plot([look[across] for look in means], [look[2] for look in means], color=colour, linestyle=dash,
+                          linewidth=2, marker="o" if len(means) < 20 else "", markersize=4, label=label)
+                for run in runs:
+                    axes.plot([look[across] for look in run], [look[2] for look in run], color=colour, linewidth=0.7,
+                              alpha=0.5)
+            axes.set_title(title)
+            axes.set_ylabel("% strict")
             axes.set_xlabel(unit)
-            axes.set_xlim(0, 1.05 * max(run.costs()[-1][axis] for run in first))
-            percent_axis(axes)
-        _draw_phases(grid[2], runs)
-        legend_above(figure, grid[0])
+            axes.set_xlim(0, end)
+            drawing.percent_axis(axes)
+        drawing.legend_above(figure, grid[0])
     return [file]
-
-
-def _draw_phases(axes: "Axes", runs: Runs) -> None:
-    """Mean seconds of a GRPO step by phase, without negligible phases; of a warm-up step if there is no GRPO."""
-    steps = {label: [phases(record) for run in members for record in run.steps or run.warmup]
-             for label, members in runs.items()}
-    names = list(dict.fromkeys(name for records in steps.values() for name in records[0]))
-    spent = {label: [fmean(record.get(name, 0.0) for record in records) for name in names] for label, records in steps.items()}
-    for number, name in enumerate(names):
-        if any(seconds[number] > 0.005 * sum(seconds) for seconds in spent.values()):
-            axes.barh(range(len(spent)), [seconds[number] for seconds in spent.values()], 0.7, color=COLOURS[number],
-                      left=[sum(seconds[:number]) for seconds in spent.values()], label=name)
-    axes.set_yticks(range(len(spent)), [short(label) for label in spent])
-    axes.set_ylim(len(spent) - 0.5, -0.5)
-    axes.set_xlabel("s")
-    titled(axes, "Seconds of a step, by phase", columns=6)

@@ -1,9 +1,6 @@
 """compare_runs.py: what is measured of several runs, by hand, and what is drawn of them, read from the axes."""
 
-from dataclasses import replace
 from pathlib import Path
-
-import pytest
 
 from minigrpo.experiments.compare_runs import compare_runs, layout, measure, measure_costs, plot_costs
 from minigrpo.reports.run_reader import Records, read_run
@@ -64,7 +61,7 @@ def two_seeds(tmp_path: Path) -> dict[str, list[Records]]:
         return read_run(write_run(
             tmp_path / name, metrics=[*metrics[:2], evaluation(1, 40.0), *metrics[2:], evaluation(3, ends)],
             summary={"steps": 4, "before": {"small": line(30.0)}, "after": {"small": line(ends)}}))
-    return {"fast": [run("f0", 3.0, 60.0), run("f1", 3.0, 70.0)], "_slow $x$": [run("s0", 6.0, 80.0), run("s1", 6.0, 84.0)]}
+    return {"fast": [run("f0", 3.0, 60.0), run("f1", 3.0, 70.0)], "slow $x$": [run("s0", 6.0, 80.0), run("s1", 6.0, 84.0)]}
 
 
 def thick(axes, label: str) -> tuple[list[float], list[float]]:
@@ -75,47 +72,19 @@ def thick(axes, label: str) -> tuple[list[float], list[float]]:
 def test_runs_are_compared_by_steps_and_by_seconds(tmp_path, drawn):
     """Evaluated after steps 2 and 4, 3 seconds a step or 6: at 6 and 12 seconds, or 12 and 24; means of 60, 70 and 80, 84."""
     files = compare_runs(two_seeds(tmp_path), tmp_path / "out")
-    assert [file.name for file in files] == ["compare-curves.png", "compare-ends.png"] and all(map(Path.exists, files))
+    assert files == [tmp_path / "out/compare-curves.png"] and files[0].stat().st_size > 5000
     by_steps, by_seconds = drawn[0].axes[:2]
-    assert thick(by_steps, " fast") == ([2, 4], [40.0, 65.0])
-    assert thick(by_seconds, " fast") == ([6.0, 12.0], [40.0, 65.0])
-    assert thick(by_seconds, " _slow $x$") == ([12.0, 24.0], [40.0, 82.0])
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [" fast", " _slow $x$"]
-
-
-def test_the_ends_are_means_with_their_spread(tmp_path, drawn):
-    compare_runs(two_seeds(tmp_path), tmp_path / "out")
-    ends, = drawn[1].axes
-    assert ends.get_title(loc="left") == "Strict on small"
-    assert [bar.get_width() for bar in ends.patches] == [65.0, 82.0]
-    assert [text.get_text() for text in ends.texts] == ["65.0 (60.0 … 70.0)", "82.0 (80.0 … 84.0)"]
-    assert [list(dots.get_xdata()) for dots in ends.lines] == [[60.0, 70.0], [80.0, 84.0]]
-
-
-def test_without_a_report_of_all_runs_the_last_evaluation_is_the_end(tmp_path, drawn):
-    runs = two_seeds(tmp_path)
-    runs["fast"][0] = replace(runs["fast"][0], moments={})
-    compare_runs(runs, tmp_path / "out")
-    assert drawn[1].axes[0].get_title(loc="left") == "Strict on dev"
+    assert thick(by_steps, "fast") == ([2, 4], [40.0, 65.0])
+    assert thick(by_seconds, "fast") == ([6.0, 12.0], [40.0, 65.0])
+    assert thick(by_seconds, "slow $x$") == ([12.0, 24.0], [40.0, 82.0])
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["fast", "slow $x$"]
 
 
 def test_without_evaluations_the_candidates_are_compared(tmp_path, drawn):
     runs = {name: [read_run(write_run(tmp_path / name, metrics=[step(0, strict=share)]))]
             for name, share in (("a", 0.5), ("b", 1.0))}
     compare_runs(runs, tmp_path / "out")
-    assert len(drawn[0].axes) == 2 and [bar.get_width() for bar in drawn[1].axes[0].patches] == [50.0, 100.0]
-
-
-@pytest.mark.parametrize("runs, sentence", [({}, "got none for no label at all"), ({"a": []}, "got none for a")])
-def test_a_comparison_of_nothing_is_refused(tmp_path, runs, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        compare_runs(runs, tmp_path)
-
-
-def test_a_run_without_steps_cannot_be_compared(tmp_path):
-    folder = write_run(tmp_path / "run", warmup=[{"step": 0, "loss": 7.0, "grad_norm": 1.0}])
-    with pytest.raises(ValueError, match="run cannot be compared: it holds no step of GRPO"):
-        compare_runs({"a": [read_run(folder)]}, tmp_path / "out")
+    assert len(drawn[0].axes) == 2 and thick(drawn[0].axes[0], "b") == ([0], [100.0])
 
 
 # ---------------------------------------------------------------------------------------------------------------- what it cost
@@ -127,9 +96,7 @@ def test_what_a_run_cost_is_drawn_against_seconds_and_examples(tmp_path, drawn):
     assert both.costs() == [(4.0, 32, 25.0), (10.0, 48, 60.0)]
     taught = read_run(write_run(tmp_path / "taught", warmup=warmup))
     assert plot_costs({"both": [both], "taught": [taught]}, tmp_path) == [tmp_path / "compare-costs.png"]
-    seconds, examples, phases = drawn[0].axes
-    assert [list(curve.get_xdata()) for curve in seconds.lines] == [[4.0, 10.0], [4.0]]
-    assert [list(curve.get_xdata()) for curve in examples.lines] == [[32, 48], [32]]
-    assert [list(curve.get_ydata()) for curve in examples.lines] == [[25.0, 60.0], [25.0]]
-    # A step of GRPO generates for 2 s and updates for 1; one of the warm-up updates for 2.
-    assert [(bar.get_x(), bar.get_width()) for bar in phases.patches] == [(0, 2.0), (0, 0.0), (2.0, 1.0), (0.0, 2.0)]
+    seconds, examples = drawn[0].axes
+    assert [list(curve.get_xdata()) for curve in seconds.lines] == [[4.0, 10.0]] * 2 + [[4.0]] * 2      # a mean, and its run
+    assert [list(curve.get_xdata()) for curve in examples.lines] == [[32, 48]] * 2 + [[32]] * 2
+    assert [list(curve.get_ydata()) for curve in examples.lines] == [[25.0, 60.0]] * 2 + [[25.0]] * 2

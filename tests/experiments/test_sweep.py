@@ -91,7 +91,7 @@ def test_the_table_is_that_of_the_runs(mock):
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["", "constant reward", "shorter is better"]
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["dev: start", "dev: strict", "dev: EMS, not strict",
                                                                  "dev: errors", "reward", "zero spread", "tokens"]
-    assert (root / "compare-ends.png").stat().st_size > 1000
+    assert (root / "compare-curves.png").stat().st_size > 1000
 
 
 def test_what_is_there_is_not_done_again(mock):

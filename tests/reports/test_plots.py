@@ -170,4 +170,4 @@ def test_a_users_text_is_never_mathematics(tmp_path):
     name = "_$x_$ <b>`a|b`"
     plot_splits({"after": {name: line(60.0)}}, tmp_path / "splits.png")
     run = write_run(tmp_path / "run", metrics=[step(0), evaluation(0, 1.0, name)])
-    compare_runs({name: [read_run(run)]}, tmp_path)
+    compare_runs({"$x_$": [read_run(run)]}, tmp_path)
