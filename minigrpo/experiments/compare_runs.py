@@ -6,8 +6,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from minigrpo.reports import drawing
-from minigrpo.reports.drawing import COLOURS, DASHES, short, smooth, window_for
+from minigrpo.reports import plots
 from minigrpo.reports.run_reader import Records, phases, series
 
 Runs = Mapping[str, Sequence[Records]]                          # label → a run for each seed
@@ -35,7 +34,7 @@ def _figures(members: Sequence[Records], apart: Sequence[set[str]]) -> dict[str,
             for label, name in (("EMS, not strict", "hack"), ("errors", "error_rate")):
                 found[f"{split}: {label}"] = [run.moments["after"][split][name] for run in members]
     for name, label in (("reward", "reward"), ("frac_reward_zero_std", "zero spread"), ("completions/mean_length", "tokens")):
-        found[label] = [fmean(series(run.steps, name)[-window_for(len(run.steps)):]) for run in members]
+        found[label] = [fmean(series(run.steps, name)[-plots.window_for(len(run.steps)):]) for run in members]
     return found
 
 
@@ -89,7 +88,7 @@ def _cell(values: Sequence[float]) -> str:
 def compare_runs(runs: Runs, out: Path) -> list[Path]:
     """Strict on the evaluation split, if the runs were evaluated, and of the candidates, by steps and by seconds. All runs
     have the same splits and steps. Returns ``out``/compare-curves.png."""
-    rows = {(f"Strict on {short(split)}" if split else "Strict of the candidates"):
+    rows = {(f"Strict on {plots.short(split)}" if split else "Strict of the candidates"):
             {label: [_looks(run, split) for run in members] for label, members in runs.items()}
             for split in (*next(iter(runs.values()))[0].evaluations, "")}
     return _draw(rows, {"steps taken": None, "seconds of steps": None}, out / "compare-curves.png")
@@ -97,7 +96,7 @@ def compare_runs(runs: Runs, out: Path) -> list[Path]:
 
 def _looks(run: Records, split: str) -> Looks:
     (steps, values), seconds = run.curve(split), run.seconds()
-    values = values if split else smooth(values, window_for(len(values)), fmean)
+    values = values if split else plots.smooth(values, plots.window_for(len(values)), fmean)
     return [(step, seconds[step], value) for step, value in zip(steps, values)]
 
 
@@ -106,7 +105,7 @@ def plot_costs(runs: Runs, out: Path) -> list[Path]:
     total. Returns ``out``/compare-costs.png."""
     first = next(iter(runs.values()))
     seconds, examples, _ = (1.05 * max(ends) for ends in zip(*(run.costs()[-1] for run in first)))
-    rows = {f"Strict on {short(first[0].cfg.evaluation.split)}":
+    rows = {f"Strict on {plots.short(first[0].cfg.evaluation.split)}":
             {label: [run.costs() for run in members] for label, members in runs.items()}}
     return _draw(rows, {"seconds of training": seconds, "examples seen": examples}, out / "compare-costs.png")
 
@@ -115,12 +114,12 @@ def _draw(rows: Mapping[str, Mapping[str, Sequence[Looks]]], units: Mapping[str,
     """A row of two panels under each title: one for each unit, up to its end if it has one. Thin lines are runs. A thick line
     leads through the means of the runs' first looks, of their second ones, and so on."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with drawing.picture(file, 3 * len(rows)) as figure:
-        grid = drawing.two_columns(figure, 2 * len(rows))
+    with plots.picture(file, 3 * len(rows)) as figure:
+        grid = plots.two_columns(figure, 2 * len(rows))
         for number, ((title, curves), (unit, end)) in enumerate(product(rows.items(), units.items())):
             axes, across = grid[number], number % 2
             for place, (label, runs) in enumerate(curves.items()):
-                colour, dash = COLOURS[place % 7], DASHES[place // 7 % len(DASHES)]     # seven colours are seen on white
+                colour, dash = plots.COLOURS[place % 7], plots.DASHES[place // 7 % 4]     # seven colours are seen on white
                 means = [[fmean(values) for values in zip(*looks)] for looks in zip(*runs)]
                 axes.plot([look[across] for look in means], [look[2] for look in means], color=colour, linestyle=dash,
                           linewidth=2, marker="o" if len(means) < 20 else "", markersize=4, label=label)
@@ -131,6 +130,6 @@ def _draw(rows: Mapping[str, Mapping[str, Sequence[Looks]]], units: Mapping[str,
             axes.set_ylabel("% strict")
             axes.set_xlabel(unit)
             axes.set_xlim(0, end)
-            drawing.percent_axis(axes)
-        drawing.legend_above(figure, grid[0])
+            plots.percent_axis(axes)
+        plots.legend_above(figure, grid[0])
     return [file]

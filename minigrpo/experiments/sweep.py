@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from minigrpo import config
@@ -17,7 +18,6 @@ from minigrpo.common.errors import UserError, unknown
 from minigrpo.evaluation.result_tables import markdown
 from minigrpo.experiments.compare_runs import layout
 from minigrpo.experiments.definitions import EXPERIMENTS, Experiment, Keys
-from minigrpo.reports.drawing import can_draw
 from minigrpo.reports.run_reader import Records, read_run
 from minigrpo.training.folder import has_steps
 from minigrpo.training.starting_model import base_path, start_adapter
@@ -93,5 +93,5 @@ class _Sweep:
                    for label, of in figures.items()}
         (self.root / "table.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         (self.root / "table.md").write_text(f"{self.experiment.question}\n\n{markdown(cells)}\n", encoding="utf-8")
-        if can_draw():
+        if find_spec("matplotlib"):
             say("\n" + "\n".join(map(str, self.experiment.draw(self.runs, self.root))))

@@ -20,8 +20,7 @@ from minigrpo import config
 from minigrpo.common.console import labelled, printable, say
 from minigrpo.common.grouping import group_by
 from minigrpo.evaluation.figures import CEILINGS
-from minigrpo.reports.drawing import window_for
-from minigrpo.reports.plots import METRICS, plot_curves, plot_splits, plot_warmup
+from minigrpo.reports.plots import METRICS, plot_curves, plot_splits, plot_warmup, window_for
 from minigrpo.reports.run_reader import Json, Records, Sample, Summary, phases, read_run
 from minigrpo.task.contract import Task
 from minigrpo.task.kinds import make_task
@@ -69,7 +68,8 @@ def write_report(folder: Path) -> Path:
 
 
 _SPLITS = "In percent. blind: what one constant answer for each kind of question would score."
-_BOLD = "Faint: every step. Bold, and areas: the centred moving median over {} steps (of shares in percent, the mean)."
+_BOLD = ("Faint: every step, but for the few far above the line. Bold: the centred moving median over {} steps (of shares in "
+         "percent, the mean). Scores of evaluations are as they are.")
 
 
 def _how_far(run: Records) -> str:

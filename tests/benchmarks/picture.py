@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from minigrpo.common.errors import UserError
-from minigrpo.reports.drawing import COLOURS, percent_axis, picture, smooth, window_for
+from minigrpo.reports.plots import COLOURS, percent_axis, picture, smooth, window_for
 from minigrpo.reports.run_reader import Records, Sample, read_run, series
 from minigrpo.task.sql.engines.database import Execution
 
