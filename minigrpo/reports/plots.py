@@ -211,4 +211,4 @@ def _bars(axes: "Axes", lines: Sequence[Mapping], metric: str, shift: float, thi
     if any(low < high for low, high in ends):
         axes.hlines(places, *zip(*ends), color="black", linewidth=1.2, label="95 % interval")
     for place, value, (_, high) in zip(places, values, ends):
-        axes.text(max(value, high) + 1.5, place, f"{value:.1f}", va="center", fontsize=8, clip_on=True)
+        axes.text(min(100, max(0, value, high)) + 1.5, place, f"{value:.1f}", va="center", fontsize=8, clip_on=True)

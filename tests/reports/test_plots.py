@@ -178,6 +178,12 @@ def test_the_blind_guess_stands_in_the_panel_of_strict_alone(tmp_path, drawn):
     assert not any(axes.collections for axes in drawn[0].axes[1:])
 
 
+@pytest.mark.parametrize("value", [0, -1e100, 1e100])
+def test_any_figure_that_a_summary_may_have_is_drawn(tmp_path, value):
+    odd = line(value, blind=value, interval={"strict": [value, -value]})
+    plot_splits({"before": {"dev": line(value)}, "after": {"dev": odd}}, tmp_path / "splits.png")
+
+
 def test_an_empty_split_has_no_bar(tmp_path, drawn):
     plot_splits({"after": {"dev": line(60.0), "none": {"n": 0, "of": 0}}}, tmp_path / "splits.png")
     assert [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()] == ["dev"]
