@@ -16,8 +16,7 @@ from minigrpo import config
 from minigrpo.common.console import say, table
 from minigrpo.common.errors import UserError, unknown
 from minigrpo.evaluation.result_tables import markdown
-from minigrpo.experiments.compare_runs import layout
-from minigrpo.experiments.definitions import EXPERIMENTS, Experiment, Keys
+from minigrpo.experiments.definitions import EXPERIMENTS, Experiment, Keys, layout
 from minigrpo.reports.run_reader import Records, read_run
 from minigrpo.training.folder import has_steps
 from minigrpo.training.starting_model import base_path, start_adapter
@@ -37,7 +36,7 @@ def run_experiment(name: str, source: str, overrides: Keys, seeds: Sequence[int]
         raise UserError("--experiment: name the splits to compare the runs on in evaluation.report")
     if not cfg.run.steps:
         raise UserError("--experiment: with run.steps = 0 there is nothing to compare")
-    sweep = _Sweep(name, EXPERIMENTS[name], source, overrides, cfg, train)
+    sweep = _Sweep(EXPERIMENTS[name], Path(cfg.run.out) / name, source, overrides, cfg, train)
     for seed in seeds or (cfg.run.seed,):
         if status := sweep.make(seed):
             return status
@@ -47,17 +46,13 @@ def run_experiment(name: str, source: str, overrides: Keys, seeds: Sequence[int]
 
 @dataclass
 class _Sweep:
-    name: str
     experiment: Experiment
+    root: Path
     source: str
     overrides: Keys
     cfg: config.Config
     train: Callable[..., int]
     runs: dict[str, list[Records]] = field(default_factory=dict)        # label → a run for each seed
-
-    @property
-    def root(self) -> Path:
-        return Path(self.cfg.run.out) / self.name
 
     def make(self, seed: int) -> int:
         """Make the runs of a seed; the exit status of the first that was stopped, or 0."""
@@ -82,7 +77,7 @@ class _Sweep:
     def _run(self, label: str, seed: int, keys: Keys) -> int:
         member = config.load_config(self.source, [*self.overrides, f"run.seed={seed}", *keys,
                                                   f"run.out={self._folder(label, seed)}"])
-        say(f"\n{self.name}: {label}, seed {seed}")
+        say(f"\n{self.root.name}: {label}, seed {seed}")
         return self.train(member, resume=has_steps(Path(member.run.out)))
 
     def write(self) -> None:

@@ -84,11 +84,6 @@ def short(name: str) -> str:
     return shown if len(shown) <= 24 else shown[:23] + "…"
 
 
-def legend_above(figure: "Figure", axes: "Axes") -> None:
-    """The legend of one axes, for all axes of the figure."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
-
-
 # --------------------------------------------------------------------------------------------------------------- curves
 @dataclass(frozen=True)
 class Panel:
@@ -201,7 +196,7 @@ def plot_splits(moments: Mapping[str, Summary], file: Path) -> None:
             axes.grid(False, axis="y")
             axes.set_xlabel("% of questions")
             axes.set_title(title)
-        legend_above(figure, grid[0])
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
 
 
 def _bars(axes: "Axes", lines: Sequence[Mapping], metric: str, shift: float, thick: float, colour: str, label: str) -> None:

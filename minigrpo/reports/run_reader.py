@@ -85,19 +85,19 @@ def read_run(folder: Path) -> Records:
     steps, samples = [record for record in metrics if kind_of(record) == "step"], _read_samples(folder / "samples.jsonl", cfg)
     _refuse(folder / "metrics.jsonl", 'the kind "step" or "evaluation"',
             (kind_of(record) for record in metrics if kind_of(record) not in ("step", "evaluation")))
-    for name, these in (("metrics", metrics), ("warmup", warmup)):
+    for name, these, ordered in (("metrics", metrics, steps), ("warmup", warmup, warmup)):
         _refuse(folder / f"{name}.jsonl", "a number", ({key: value} for record in these for key, value in record.items()
                                                        if type(value) is str and key not in TEXTS))
-    for name, these in (("metrics", steps), ("warmup", warmup)):
         _refuse(folder / f"{name}.jsonl", "the steps 0, 1, ... in order",
-                (record["step"] for i, record in enumerate(these) if record["step"] != i))
+                (record["step"] for i, record in enumerate(ordered) if record["step"] != i))
     _refuse(folder / "metrics.jsonl", "evaluations of steps that are there",
             (record["step"] for record in metrics if not 0 <= record["step"] < len(steps)))
     _refuse(folder / "metrics.jsonl", "seconds by phase",
             (spent for record in steps if not (fits(spent := phases(record), {...: NUMBER}) and sum(spent.values()) > 0)))
     evaluations = group_by((record for record in metrics if kind_of(record) == "evaluation"),
                            partial(_evaluated_split, folder / "metrics.jsonl"))
-    summary, evaluated = (_read_json(folder / name) for name in ("summary.json", "eval/summary.json"))
+    summary, evaluated = (read_object(folder / name, {}) if (folder / name).exists() else {}
+                          for name in ("summary.json", "eval/summary.json"))
     moments: dict[str, Summary] = {name: _splits(folder / "summary.json", summary[name]) for name in ("before", "after")
                                    if name in summary}
     before, after = (moments.get(name, {}) for name in ("before", "after"))
@@ -108,10 +108,6 @@ def read_run(folder: Path) -> Records:
     if not (run.warmup or run.steps or run.moments or run.evaluated):
         raise UserError(f"{folder} has nothing to report yet: no step of the warm-up or of GRPO is on record there")
     return run
-
-
-def _read_json(file: Path) -> Json:
-    return read_object(file, {}) if file.exists() else {}
 
 
 def _read_lines(file: Path, keys: Form, number: Number = measured) -> list[Json]:

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from minigrpo.experiments.compare_runs import compare_runs
+from minigrpo.experiments.definitions import compare_runs
 from minigrpo.reports.plots import COLOURS, plot_curves, plot_splits, plot_warmup, smooth, window_for
 from minigrpo.reports.run_reader import read_run
 from tests.run_folders import evaluation, line, step, write_run
