@@ -12,11 +12,10 @@ from pathlib import Path
 from statistics import fmean
 
 from minigrpo.evaluation.evaluate import blind_guesses
-from minigrpo.task.sql.answer import render_answer, score_answer
+from minigrpo.task.sql.answer import Question, render_answer, score_answer
 from minigrpo.task.sql.data import athletes, temptabqa
 from minigrpo.task.sql.engines.database import Database, Execution, Tables, run_all
 from minigrpo.task.sql.engines.sqlite import open_sqlite
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import PRESETS, make_reward, weigh
 
 NUMBERS = ", ".join(map(str, range(101)))

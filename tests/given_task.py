@@ -5,8 +5,8 @@ from functools import cache
 
 from minigrpo.common import settings
 from minigrpo.config import Config
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.engines.database import Database, Tables
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import RewardFunction
 from minigrpo.task.sql.task import SQLTask
 

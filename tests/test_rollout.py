@@ -12,9 +12,9 @@ from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.policy import load_policy
 from minigrpo.rollout import Group, Rollout, collect, group_metrics
 from minigrpo.task.contract import Verdict
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.engines.database import MockDatabase
 from minigrpo.task.sql.engines.sqlite import open_sqlite
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import make_reward
 from tests.given_task import GivenTask
 

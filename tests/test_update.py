@@ -18,12 +18,12 @@ from minigrpo.policy.model import CausalLM
 from minigrpo.policy.policy import Policy, load_policy
 from minigrpo.rollout import Group, Rollout, collect, group_metrics
 from minigrpo.task.contract import Verdict
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.temptabqa import load_databases, load_questions
 from minigrpo.task.sql.engines.database import STATUSES, Limits, MockDatabase
 from minigrpo.task.sql.engines.mariadb import open_private
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 from minigrpo.task.sql.prompt import render_prompt, schema_text
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import Reward, make_reward
 from minigrpo.training.optimizer_state import optimizer_tensors
 from minigrpo.update import make_optimizer, update

@@ -13,9 +13,9 @@ from minigrpo.common.errors import UserError
 from minigrpo.reports import plots
 from minigrpo.reports.run_reader import Records, phases, series
 from minigrpo.task.kinds import make_task
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.renamed import RENAMED
 from minigrpo.task.sql.engines.database import Execution
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import PRESETS
 
 Runs = Mapping[str, Sequence[Records]]                          # label → a run for each seed

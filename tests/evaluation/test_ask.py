@@ -16,8 +16,8 @@ from minigrpo.policy.generation.search import Completion
 from minigrpo.rollout import Group, Rollout
 from minigrpo.task.contract import Verdict
 from minigrpo.task.kinds import make_task
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.engines.database import Execution, MockDatabase
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import make_reward
 from minigrpo.task.sql.task import SQLTask
 from minigrpo.training.starting_model import load_start

@@ -20,11 +20,11 @@ from minigrpo.evaluation.evaluate import (
 from minigrpo.evaluation.figures import summarise
 from minigrpo.rollout import generate
 from minigrpo.task.kinds import make_task
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data import athletes
 from minigrpo.task.sql.data.temptabqa import load_questions
 from minigrpo.task.sql.engines.database import STATUSES, Column, Database, Execution, Table
 from minigrpo.task.sql.engines.sqlite import open_sqlite
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import make_reward
 from minigrpo.training.starting_model import load_start
 from tests.given_task import GivenTask

@@ -18,9 +18,9 @@ from minigrpo.experiments.definitions import (
     plot_costs,
 )
 from minigrpo.reports.run_reader import Records, read_run
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.athletes import KINDS
 from minigrpo.task.sql.engines.database import Execution
-from minigrpo.task.sql.question import Question
 from tests.paths import MINI
 from tests.run_folders import evaluation, line, step, write_run
 from tests.test_quickstart import QUICKSTART

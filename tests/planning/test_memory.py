@@ -327,7 +327,7 @@ from minigrpo.policy.stopping import Stopping
 from minigrpo.policy.files.weights import load_model
 from minigrpo.rollout import Group, Rollout
 from minigrpo.task.contract import Verdict
-from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.answer import Question
 from minigrpo.training.warmup import supervised_update
 from minigrpo.update import make_optimizer, update
 

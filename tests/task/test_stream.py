@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.stream import ProblemStream, epoch_order, shuffle_answers, without_kinds
 
 

@@ -27,9 +27,8 @@ from minigrpo.policy.lora import adapter_parameters
 from minigrpo.rollout import Group, Rollout
 from minigrpo.task.contract import Verdict
 from minigrpo.task.kinds import make_task
-from minigrpo.task.sql.answer import render_answer
+from minigrpo.task.sql.answer import Question, render_answer
 from minigrpo.task.sql.engines.database import Execution
-from minigrpo.task.sql.question import Question
 from minigrpo.training.checkpoints import write_state
 from minigrpo.training.folder import checkpoints, open_folder
 from minigrpo.training.optimizer_state import optimizer_tensors

@@ -24,8 +24,8 @@ from minigrpo.policy.lora import adapter_parameters, adapters, reference
 from minigrpo.policy.policy import Policy
 from minigrpo.rollout import collect
 from minigrpo.task.kinds import make_task
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data import athletes
-from minigrpo.task.sql.question import Question
 from minigrpo.training import starting_model
 from minigrpo.training.folder import open_folder
 from minigrpo.training.starting_model import (

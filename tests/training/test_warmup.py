@@ -21,9 +21,9 @@ from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.policy import Policy, load_policy
 from minigrpo.rollout import generate
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data import athletes
 from minigrpo.task.sql.prompt import extract_sql
-from minigrpo.task.sql.question import Question
 from minigrpo.training.checkpoints import write_state
 from minigrpo.training.warmup import encode_examples, warm_up
 from tests.quick import rest_slow

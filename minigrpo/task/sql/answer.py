@@ -1,4 +1,5 @@
-"""From rows to an answer's text to scores: the benchmark's EMS and REMS, and a strict match. Needs no database or reward.
+"""A question with its known answer; and from rows to an answer's text to scores: the benchmark's EMS and REMS, and a strict
+match. Needs no database or reward, and no file format.
 
 EMS and REMS (arXiv 2506.06093) count only missing parts, so an output that lists everything satisfies them. ``strict`` and
 ``f1`` also count parts that do not belong there.
@@ -9,6 +10,29 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from minigrpo.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Question:
+    """``id`` is ``"split/index"``, and ``index`` the zero-based record in the split's file. ``answer``: the gold answer as
+    published. ``database``: the name of the database that the question is asked of. ``kind``: the type of question, for
+    breakdowns (in the benchmark, its template's number). ``gold_sql``: a known query, or None; GRPO reads it only with the
+    reward "structural".
+    """
+
+    id: str
+    split: str
+    index: int
+    text: str
+    answer: str
+    database: str
+    kind: str
+    gold_sql: str | None = None
+
+    @property
+    def solution(self) -> str | None:
+        """What a model should write before a stop string: the known query without its end."""
+        return None if self.gold_sql is None else self.gold_sql.rstrip("; \t\r\n")
 
 
 # -------------------------------------------------------------------------------------------------------- rows → text

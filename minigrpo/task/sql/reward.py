@@ -19,9 +19,8 @@ from numbers import Real
 
 from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.sql import structure
-from minigrpo.task.sql.answer import Score, answer_excess, render_answer, score_answer
+from minigrpo.task.sql.answer import Question, Score, answer_excess, render_answer, score_answer
 from minigrpo.task.sql.engines.database import Execution, Tables
-from minigrpo.task.sql.question import Question
 
 # Every term is 0 … 1 and is logged under every preset. An error, or an empty result, scores 0 on the answer's terms.
 TERMS = {

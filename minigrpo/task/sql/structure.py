@@ -6,16 +6,15 @@ the next character, and so in what is inside quotes.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 
-from minigrpo.task.sql.answer import render_cell
+from minigrpo.task.sql.answer import Question, render_cell
 from minigrpo.task.sql.engines.database import Table, Tables
 from minigrpo.task.sql.engines.guard import MAX_SQL_CHARACTERS
 from minigrpo.task.sql.engines.lexer import TOKEN, definitions, sources, word
-from minigrpo.task.sql.question import Question
 
 MAX_CATEGORY_VALUES = 10        # a column with no more distinct values is a category (MedalGold, ...): a query may name them
 ALLOWED_NUMBERS = {"0", "1"}    # SQL needs them for itself: LIMIT 1, COUNT(*) > 0
@@ -84,12 +83,8 @@ def _root(place: str, references: Mapping[str, str]) -> str:
 
 
 def _category(table: Table, place: int) -> set[str]:
-    found: set[object] = set()
-    for row in table.rows:
-        found.add(row[place])
-        if len(found) > MAX_CATEGORY_VALUES:
-            return set()
-    return {plain_words(render_cell(value)) for value in found - {None}}
+    found = {row[place] for row in table.rows}
+    return {plain_words(render_cell(value)) for value in found - {None}} if len(found) <= MAX_CATEGORY_VALUES else set()
 
 
 def plain_words(text: str) -> str:
@@ -206,3 +201,66 @@ def structure_terms(question: Question, sql: str | None, schema: Schema) -> dict
 
 def _f1(own: frozenset[object], gold: frozenset[object]) -> float:
     return 2 * len(own & gold) / (len(own) + len(gold)) if own or gold else 1.0
+
+
+# --------------------------------------------------------------------------------------------- values without a source
+UNCOUNTED_NUMBERS = {"0", "1", "100"}
+UNCOUNTED_AFTER = {"limit", "offset", "then", "else"}
+NUMBERS = {name: str(number) for number, name in
+           enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)}
+DECADES = {name: 10 * tens for tens, name in
+           enumerate("twenties thirties forties fifties sixties seventies eighties nineties".split(), start=2)}
+
+
+def invented(sql: str | None, *sources: str) -> list[str]:
+    r"""The values of a query that none of the texts ``sources`` contains, as the query writes them: hard-coded dates, guessed
+    names, answers written out.
+
+    A value is a number or a quoted text (or its pieces between the % of a pattern), compared word by word, ignoring case.
+    Values that say nothing about the world do not count: 0, 1 and 100, which count and scale; numbers after LIMIT and OFFSET;
+    the results of a CASE (THEN, ELSE), such as Yes, No and ranks; and a text with blanks at both ends, which joins two others.
+    A number is also found if it is written in words (two to twelve), or lies in a decade, end included (twenties, 1990s).
+
+    >>> invented("SELECT COUNT(*) FROM Medal WHERE type = 'MedalGold' AND year IN (2012, 2014) LIMIT 5",
+    ...          "How many golds in 2012?", "type TEXT -- 'MedalGold', 'MedalSilver'")
+    ['2014']
+    >>> invented("SELECT name LIKE '%Suva%' WHERE age BETWEEN 20 AND 29", "In her twenties?")
+    ["'%Suva%'"]
+    """
+    known = [_phrase(source) for source in sources]
+    words = {name for source in known for name in source.split()}
+    numbers = {NUMBERS[name] for name in words & NUMBERS.keys()}
+    for name in words:
+        if start := DECADES.get(name) or (int(name[:-1]) if re.fullmatch(r"\d{1,3}0s", name, re.ASCII) else 0):
+            numbers |= set(map(str, range(start, start + 11)))
+
+    def has_source(piece: str) -> bool:
+        return piece.strip() in numbers | UNCOUNTED_NUMBERS or any(piece in source for source in known)
+
+    return [value for value, pieces in _values(sql or "") if not all(map(has_source, filter(str.strip, map(_phrase, pieces))))]
+
+
+def _values(sql: str) -> Iterator[tuple[str, list[str]]]:
+    """Each value of a query, and the pieces that it consists of."""
+    tokens = TOKEN.findall(sql.replace("\\'", "''"))        # MariaDB's other way to write an apostrophe
+    aliases = {name for before, name in zip(tokens, tokens[1:]) if before.lower() == "as"}
+    previous = ""                                           # the last token that is neither a number nor a sign , . + -
+    for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""]):
+        if token[0].isdigit():
+            if previous not in UNCOUNTED_AFTER:
+                yield token, [token]
+        elif token[0] in "'\"":
+            is_name = token[0] == '"' and (token in aliases or "." in (before, after))
+            text = token[1:].removesuffix(token[0]).replace(2 * token[0], token[0])
+            glue = text != text.lstrip() and text != text.rstrip()
+            if previous not in UNCOUNTED_AFTER and not is_name and not glue:
+                yield token, text.split("%")
+            previous = token
+        elif token not in ",.+-":
+            previous = token.lower()
+
+
+@lru_cache(maxsize=1000)
+def _phrase(text: str) -> str:
+    """The words of a text with a blank around each, so that a phrase is found in it only as whole words."""
+    return " " + " ".join(re.findall(r"\w+", text.casefold())) + " "

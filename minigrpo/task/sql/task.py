@@ -3,6 +3,7 @@
 The one file that joins a data set, an engine and a reward. Does not depend on torch or on any model.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -12,20 +13,22 @@ from typing import Any
 
 from minigrpo import config
 from minigrpo.common.clock import Clock
+from minigrpo.common.console import INDENT, WIDTH, labelled, printable, table
 from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.contract import Task, Try, Verdict
-from minigrpo.task.sql.answer import render_answer, score_answer
+from minigrpo.task.sql.answer import Question, render_answer, render_cell, score_answer
 from minigrpo.task.sql.data import athletes, jsonl, temptabqa
-from minigrpo.task.sql.databases import open_databases
-from minigrpo.task.sql.engines.database import STATUSES, Database, Execution, Remembered, Tables, run_all
-from minigrpo.task.sql.invented import invented
+from minigrpo.task.sql.data.dataset import Dataset
+from minigrpo.task.sql.engines import mariadb, sqlite
+from minigrpo.task.sql.engines.database import STATUSES, Database, Execution, Limits, MockDatabase, Remembered, Tables, run_all
 from minigrpo.task.sql.prompt import TEMPLATES, extract_sql, read_examples, render_prompt, schema_text
-from minigrpo.task.sql.question import Question
-from minigrpo.task.sql.reward import make_reward
-from minigrpo.task.sql.rows import show_execution
+from minigrpo.task.sql.reward import Reward, make_reward
+from minigrpo.task.sql.structure import invented
 
 # ``task.kind`` → data set. A new data set is one file in data/ and one row here.
 DATASETS = {"temptabqa": temptabqa.DATASET, "athletes": athletes.DATASET, "jsonl": jsonl.DATASET}
+Opened = tuple[Database, Mapping[str, Tables]]
+MAX_ROWS, MAX_COLUMNS = 10, 8                   # of a result, on the console
 MIN_KNOWN_SAMPLES = 3       # of a column that a query may know: a warm-up teaches values that the prompt does not show
 
 
@@ -58,13 +61,12 @@ class SQLTask(Task):
     def __enter__(self) -> "SQLTask":
         task = self.cfg.task
         make_reward(self.cfg.reward.preset, {})             # report a wrong preset before a server is started
-        examples = read_examples(Path(task.examples)) if task.examples else []
+        self.examples = read_examples(Path(task.examples)) if task.examples else []
         self.database: Database
         self.tables: Mapping[str, Tables]
         self.database, self.tables = open_databases(task.path, self.dataset, self.cfg.database)
         self.reward = make_reward(self.cfg.reward.preset, self.tables)
         self.schema = cache(lambda name, samples: schema_text(task.template, self.tables[name], samples))
-        self.examples = examples
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -91,18 +93,11 @@ class SQLTask(Task):
         with clock("execute"):
             executions = self._run([(sql, question.database) for question, sql in tries])
         with clock("reward"):
-            return [self._verdict(question, sql, execution, rewarded)
+            return [_verdict(self.reward(question, sql, execution) if rewarded else Reward(0.0, {}), sql, execution)
                     for (question, sql), execution in zip(tries, executions)]
 
     def _run(self, queries: Sequence[tuple[str | None, str]]) -> list[Execution]:
         return run_all(self.database, queries, self.cfg.database.connections)
-
-    def _verdict(self, question: Question, sql: str | None, execution: Execution, rewarded: bool) -> Verdict:
-        answer = render_answer(execution.rows) if execution.ok else ""
-        if not rewarded:
-            return Verdict(0.0, {}, execution.status, answer, sql, execution.error, execution)
-        reward = self.reward(question, sql, execution)
-        return Verdict(reward.total, reward.terms, execution.status, answer, sql, execution.error, execution)
 
     def stop_ids(self, token: Callable[[str], int | None], model: str) -> tuple[int, ...]:
         """The id of the marker that ends a turn of the prompt template; templates without markers need none."""
@@ -170,9 +165,78 @@ class SQLTask(Task):
         if any(len(row) != len(ran["columns"]) for row in ran["rows"]):
             raise UserError(f"expected as many columns as cells in a row, got {ran['columns']!r:.80}")
         execution = Execution(ran["status"], tuple(map(tuple, ran["rows"])), tuple(ran["columns"]), error=ran["error"])
-        answer = render_answer(execution.rows) if execution.ok else ""
-        return Verdict(reward["total"], reward["terms"], execution.status, answer, record["sql"], execution.error, execution)
+        return _verdict(Reward(reward["total"], reward["terms"]), record["sql"], execution)
+
+
+def _verdict(reward: Reward, sql: str | None, execution: Execution) -> Verdict:
+    answer = render_answer(execution.rows) if execution.ok else ""
+    return Verdict(reward.total, reward.terms, execution.status, answer, sql, execution.error, execution)
 
 
 def _distinct(execution: Execution) -> set[str]:
     return {render_answer([row]) for row in execution.rows}
+
+
+# ------------------------------------------------------------------------------------------------- the configured databases
+def open_databases(path: str, dataset: Dataset, cfg: config.Database) -> Opened:
+    """The configured engine, and each database's tables by name. Tables of the data set are loaded into the engine; databases
+    that exist already are used where they are. ``path``: the config key ``task.path``."""
+    limits = Limits(time_limit=cfg.time_limit, max_rows=cfg.max_rows, max_bytes=cfg.max_bytes, connections=cfg.connections)
+    if dataset.database_names:
+        return _open_existing(path, dataset.database_names(path), limits, cfg)
+    assert dataset.tables, "a data set has tables or names of databases"
+    tables = dataset.tables(path)
+    if cfg.engine == "mock":
+        return MockDatabase(), tables
+    if cfg.engine == "sqlite":
+        return sqlite.open_sqlite(tables, limits), tables
+    if not cfg.host and not cfg.socket:
+        return mariadb.open_private(tables, limits), tables
+    return mariadb.open_server(tables, limits, **_login(cfg)), tables
+
+
+def _open_existing(path: str, names: Sequence[str], limits: Limits, cfg: config.Database) -> Opened:
+    if cfg.engine == "mock":
+        raise UserError('database.engine: "mock" has no tables to show; task.kind = "jsonl" takes mariadb or sqlite')
+    if cfg.engine == "sqlite":
+        return sqlite.open_files(path, names, limits)
+    if not cfg.host and not cfg.socket:
+        raise UserError('task.kind = "jsonl" asks databases that exist: name their MariaDB server by database.host or '
+                        'database.socket, or take database.engine = "sqlite"')
+    return mariadb.open_existing(names, limits, **_login(cfg))
+
+
+def _login(cfg: config.Database) -> dict[str, Any]:
+    """A given server's password comes from the environment."""
+    return dict(host=cfg.host, port=cfg.port, socket=cfg.socket, user=cfg.user,
+                password=os.environ.get(config.PASSWORD_VARIABLE, ""))
+
+
+# ------------------------------------------------------------------------------------------------- a result on the console
+def show_execution(execution: Execution, lines: int) -> list[str]:
+    """The rows, or the error beside a label. An error is cut after ``lines``: an engine quotes SQL of any length in it."""
+    if not execution.ok:
+        return labelled("gave", execution.status + (f": {execution.error}" if execution.error else ""), lines)
+    if not execution.rows:
+        return labelled("gave", "no rows")
+    shown, *rest = rows_table(execution, WIDTH - INDENT).split("\n")
+    return [f"  {'gave':<{INDENT - 2}}{shown}", *(" " * INDENT + line for line in rest)]
+
+
+def rows_table(execution: Execution, width: int) -> str:
+    """Column names and the first rows, at most ``width`` wide; long cells are cut, the widest first.
+
+    >>> print(rows_table(Execution("ok", (("Ana Almeida", 3), ("Zoë Wong", None)), ("name", "golds")), 16))
+    name       golds
+    Ana Alme…      3
+    Zoë Wong    None
+    """
+    cells = [[printable(cell)[:width + 1] for cell in row[:MAX_COLUMNS]] for row in
+             (execution.columns, *([render_cell(value) for value in row] for row in execution.rows[:MAX_ROWS]))]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    room = width - 2 * (len(widths) - 1)
+    widest = next(widest for widest in range(width, 0, -1) if sum(min(size, widest) for size in widths) <= room)
+    drawn = table([[cell if len(cell) <= widest else cell[:widest - 1] + "…" for cell in row] for row in cells])
+    more = [f"{count} more {what}{'s' * (count > 1)}" for count, what in
+            ((len(execution.rows) - MAX_ROWS, "row"), (len(execution.columns) - MAX_COLUMNS, "column")) if count > 0]
+    return "\n".join([*(line.rstrip() for line in drawn.split("\n")), *([f"… {' and '.join(more)}"] if more else [])])

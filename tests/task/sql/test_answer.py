@@ -4,6 +4,7 @@ import math
 import sqlite3
 import time
 from collections import Counter
+from dataclasses import FrozenInstanceError
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,10 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrpo.task.sql.answer import Score, answer_excess, render_answer, render_cell, score_answer, split_answer
+from minigrpo.task.sql.answer import Question, Score, answer_excess, render_answer, render_cell, score_answer, split_answer
 from minigrpo.task.sql.data.temptabqa import SPLITS, load_databases, load_questions
 from minigrpo.task.sql.engines.database import Table, create_table
-from minigrpo.task.sql.question import Question
 from tests.paths import MINI
 from tests.temptabqa import BENCHMARK, needs_benchmark
 
@@ -231,3 +231,10 @@ def test_guessing_by_type_is_what_strict_does_not_answer() -> None:
         questions = load_questions(BENCHMARK, split)
         right = sum(score_answer(q.answer, answers[q.kind].most_common(1)[0][0]).strict for q in questions)
         assert 100 * right / len(questions) == pytest.approx(known, abs=0.6)
+
+
+# --------------------------------------------------------------------------------------------------------- the question
+def test_a_question_cannot_be_changed() -> None:
+    question = Question("mini/0", "mini", 0, "How many?", "2", "original", "0")
+    with pytest.raises(FrozenInstanceError):
+        question.answer = "3"

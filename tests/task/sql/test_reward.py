@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigrpo.task.sql import structure
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.engines.database import STATUSES, Column, Execution, Table
-from minigrpo.task.sql.question import Question
 from minigrpo.task.sql.reward import PRESETS, TERMS, answer_terms, make_reward, weigh
 
 QUESTION = Question("mini/0", "mini", 0, "Which formats?", "Team, Singles", "original", "3")

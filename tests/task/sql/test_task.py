@@ -1,9 +1,13 @@
-"""task.py: the SQL task's splits, known solutions, prompts and rewards. Where it is asked: test_loading.py."""
+"""task.py: the SQL task's splits, known solutions, prompts and rewards; the engine that a config names with the data set's
+tables, a given server, databases that exist; and what a query gave, as text."""
 
 import json
 import re
+import shutil
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +20,10 @@ from minigrpo.task.contract import Verdict
 from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.data import athletes, jsonl
 from minigrpo.task.sql.data.temptabqa import load_questions
-from minigrpo.task.sql.engines.database import STATUSES, DatabaseError, Execution
+from minigrpo.task.sql.engines.database import STATUSES, DatabaseError, Execution, MockDatabase
 from minigrpo.task.sql.engines.mariadb import MariaDB
 from minigrpo.task.sql.engines.sqlite import SQLite
+from minigrpo.task.sql.task import DATASETS, Opened, open_databases, rows_table, show_execution
 from tests.mariadb_server import needs_mariadb
 
 
@@ -326,3 +331,134 @@ def test_a_prompt_shows_a_database_that_exists(shop_config):
     assert any(line.startswith("since date -- e.g. '2021-03-14'") for line in lines)
     assert any(line.startswith("price decimal(8,2) -- e.g. 3.5, 24, 6.25") for line in lines)
     assert sum("references customers(customer_id)" in line for line in lines) == 1 and "primary key" in prompt.lower()
+
+
+# ------------------------------------------------------------------------------------------------- the configured databases
+def databases_of(cfg: Config) -> Opened:
+    return open_databases(cfg.task.path, DATASETS[cfg.task.kind], cfg.database)
+
+
+def loaded(cfg: Config) -> closing:
+    return closing(databases_of(cfg)[0])
+
+
+def refusal(cfg: Config) -> str:
+    with pytest.raises((ValueError, DatabaseError)) as caught:
+        databases_of(cfg)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------- tables that are brought along
+@pytest.mark.parametrize("engine, kind", [("mock", MockDatabase), ("sqlite", SQLite),
+                                          pytest.param("mariadb", MariaDB, marks=needs_mariadb)])
+def test_each_engine_has_the_tables_of_the_data_set(config, engine, kind):
+    """The benchmark's two databases and the renamed one; the mock answers without them, and prompts show them all the same."""
+    cfg = config(f"database.engine={engine}")
+    database, tables = databases_of(cfg)
+    with closing(database):
+        assert isinstance(database, kind) and sorted(tables) == ["counterfactual", "original", "renamed"]
+        assert all(database.run("SELECT 1", name).rows == ((1,),) for name in tables)
+    if engine != "mock":
+        with pytest.raises(DatabaseError):                  # it is closed
+            database.run("SELECT 1", "original")
+
+
+def test_without_the_original_database_there_is_no_renamed_one(config, tmp_path):
+    """A folder that has CounterFactual alone: its questions can be asked, and nothing is missed."""
+    source = Path(config().task.path)
+    file = "Test_Dataset_with_Splits/CounterFactual.tsv"
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_bytes((source / file).read_bytes())
+    cfg = config(f"task.path={tmp_path}", "database.engine=sqlite")
+    database, tables = databases_of(cfg)
+    database.close()
+    assert tuple(tables) == ("counterfactual",)
+
+
+def test_the_limits_are_the_configs(config):
+    with loaded(config("database.max_rows=2", "database.max_bytes=100")) as database:
+        assert database.run("SELECT 1 UNION SELECT 2 UNION SELECT 3", "original").status == "too_large"
+        assert database.run(f"SELECT '{'x' * 101}'", "original").status == "too_large"
+        assert database.run("SELECT 1 UNION SELECT 2", "original").ok
+
+
+# ------------------------------------------------------------------------------------------------------- a given server
+@needs_mariadb
+def test_a_given_server_by_its_socket_and_a_login_it_refuses(config, monkeypatch):
+    with loaded(config("database.engine=mariadb")) as private:
+        socket = private._readers["original"].socket
+        given = ("database.engine=mariadb", f"database.socket={socket}")
+        with loaded(config(*given, "database.user=root")) as database:
+            assert database.run("SELECT COUNT(*) FROM Athlete", "original").rows == \
+                private.run("SELECT COUNT(*) FROM Athlete", "original").rows
+        monkeypatch.setenv("MINIGRPO_DB_PASSWORD", "guessed")
+        message = refusal(config(*given, "database.user=nobody"))
+    assert f"MariaDB at {socket} as 'nobody'" in message and "Access denied" in message
+    assert "guessed" not in message
+
+
+@needs_mariadb
+def test_a_server_that_is_not_there(config, tmp_path):
+    cfg = config("database.engine=mariadb", f"database.socket={tmp_path}/s", "database.user=me")
+    assert f"MariaDB at {tmp_path}/s as 'me'" in refusal(cfg)
+
+
+# ---------------------------------------------------------------------------------------------------- databases that exist
+@pytest.mark.parametrize("overrides, complaint", [
+    (["database.engine=mariadb"], 'task.kind = "jsonl" asks databases that exist: name their MariaDB server by database.host '
+                                  'or database.socket, or take database.engine = "sqlite"'),
+    (["database.engine=mock"], 'database.engine: "mock" has no tables to show; task.kind = "jsonl" takes mariadb or sqlite')])
+def test_databases_that_exist_have_to_be_somewhere(config, shop, overrides, complaint):
+    assert refusal(config("task.kind=jsonl", f"task.path={shop}", *overrides)) == complaint
+
+
+def test_a_database_that_questions_name_and_nobody_has(config, shop, tmp_path):
+    """Of any split, before a question is asked; and a split with a broken line likewise."""
+    folder = shutil.copytree(shop, tmp_path / "mine")
+    cfg = config("task.kind=jsonl", f"task.path={folder}")
+    (folder / "later.jsonl").write_text('{"question": "?", "answer": 1, "database": "shopp"}\n')
+    assert refusal(cfg) == f"unknown database 'shopp' (did you mean 'shop'?): {folder} has shop.sqlite"
+    (folder / "later.jsonl").write_text('{"question": "?", "answer": 1}\n')
+    assert refusal(cfg) == f"{folder / 'later.jsonl'}:1: expected a JSON object with database, got " \
+        '{"question": "?", "answer": 1}'
+
+
+def test_a_database_that_exists_has_its_own_tables_and_the_configs_limits(config, shop_keys):
+    """On both engines."""
+    cfg = config(*shop_keys, "database.max_rows=2")
+    database, tables = databases_of(cfg)
+    with closing(database):
+        assert tuple(tables) == ("shop",) and "customers" in {table.name.lower() for table in tables["shop"]}
+        assert database.run("SELECT name FROM customers LIMIT 2", "shop").ok
+        assert database.run("SELECT name FROM customers", "shop").status == "too_large"
+
+
+# ------------------------------------------------------------------------------------------------- a result on the console
+def test_ten_rows_and_eight_columns_are_shown_and_the_rest_counted():
+    """12 rows of 9 columns: 2 and 1 more. Of 10 rows of 8 columns nothing is left."""
+    rows = tuple(tuple(f"{i}{j}" for j in range(9)) for i in range(12))
+    columns = tuple("abcdefghi")
+    drawn = rows_table(Execution("ok", rows, columns), 67).split("\n")
+    assert drawn[0].split() == list("abcdefgh") and drawn[10].split() == [f"9{j}" for j in range(8)]
+    assert drawn[11:] == ["… 2 more rows and 1 more column"]
+    assert "more" not in rows_table(Execution("ok", tuple(row[:8] for row in rows[:10]), columns[:8]), 67)
+
+
+def test_long_cells_are_cut_the_longest_first():
+    """20 columns for a cell of 30, two blanks and one of 3: 15 of the long one, the last of them a sign that it goes on."""
+    assert rows_table(Execution("ok", (("x" * 30, 100),), ("a", "b")), 20) == (
+        "a" + " " * 18 + "b\n" + "x" * 14 + "…  100")
+
+
+def test_rows_stand_beside_their_label():
+    assert show_execution(Execution("ok", ((3, "x"), (12, "y")), ("n", "name")), 8) == [
+        "  gave      n   name", "            3      x", "            12     y"]
+    assert show_execution(Execution("ok", (), ("n",)), 8) == ["  gave      no rows"]
+
+
+def test_an_error_is_its_kind_and_its_message_cut_after_some_lines():
+    """An engine quotes SQL of any length in its message."""
+    assert show_execution(Execution("no_sql"), 8) == ["  gave      no_sql"]
+    shown = show_execution(Execution("syntax", error="near " + "x " * 1000), 3)
+    assert shown[0].startswith("  gave      syntax: near x") and len(shown) == 3 and shown[-1].endswith("…")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from minigrpo.common.errors import UserError, unknown
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
 from minigrpo.task.sql.data.infobox import Infobox, build_tables
 from minigrpo.task.sql.data.renamed import with_renamed
 from minigrpo.task.sql.engines.database import Table
-from minigrpo.task.sql.question import Question
 
 FIRST = """Ana Boris Carla David Elena Felix Greta Hugo Inês Jonas Karin Luca Marta Nils Olga Pedro Rosa Simon Tara Uwe Vera
 Walter Yara Zoë""".split()

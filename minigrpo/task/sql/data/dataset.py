@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from minigrpo.common.errors import UserError
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.engines.database import Tables
-from minigrpo.task.sql.question import Question
 
 # One answer that contains most numbers and years: it satisfies EMS for most of the benchmark's questions.
 CONSTANT_ANSWER = ", ".join([*map(str, range(41)), "Yes", "No", *map(str, range(1980, 2025))])

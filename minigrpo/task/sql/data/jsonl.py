@@ -10,9 +10,8 @@ from pathlib import Path
 
 from minigrpo.common.errors import UserError, unknown
 from minigrpo.common.strict_json import Json, exact, read_lines
-from minigrpo.task.sql.answer import render_answer, split_answer
+from minigrpo.task.sql.answer import Question, render_answer, split_answer
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
-from minigrpo.task.sql.question import Question
 
 NEEDED, OPTIONAL = ("question", "answer", "database"), ("gold_sql", "kind")
 

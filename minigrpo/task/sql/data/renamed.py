@@ -6,9 +6,9 @@ The names of one schema are here, and no engine. The questions and their answers
 from collections.abc import Sequence
 from dataclasses import replace
 
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.dataset import Dataset
 from minigrpo.task.sql.engines.database import Column, Table, Tables
-from minigrpo.task.sql.question import Question
 
 RENAMED = "renamed"                                         # the name of the database, and of the split that asks it
 

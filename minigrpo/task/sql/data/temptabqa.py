@@ -12,11 +12,11 @@ from typing import Any
 
 from minigrpo.common.errors import UserError, unknown
 from minigrpo.common.strict_json import read_lines
+from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
 from minigrpo.task.sql.data.infobox import Infobox, build_tables, parse_context
 from minigrpo.task.sql.data.renamed import with_renamed
 from minigrpo.task.sql.engines.database import Table
-from minigrpo.task.sql.question import Question
 
 ADDRESS = "https://github.com/CoRAL-ASU/TEMPTABQA-C"
 SPLITS = {

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from minigrpo.task.sql.answer import render_answer, render_cell, score_answer, split_answer
+from minigrpo.task.sql.answer import Question, render_answer, render_cell, score_answer, split_answer
 from minigrpo.task.sql.data.athletes import DATASET, FIRST, KINDS, LAST, Career, Medal, career, load_databases, load_questions
 from minigrpo.task.sql.data.infobox import Infobox, build_tables
 from minigrpo.task.sql.engines.database import Database, Execution, Limits, Tables, run_all
 from minigrpo.task.sql.engines.mariadb import open_private
 from minigrpo.task.sql.engines.sqlite import open_sqlite
-from minigrpo.task.sql.question import Question
 from tests.mariadb_server import needs_mariadb
 from tests.paths import ROOT
 

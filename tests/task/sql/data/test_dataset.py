@@ -17,7 +17,7 @@ from minigrpo.task.sql.task import DATASETS, SQLTask
 TOY = '''
 from minigrpo.task.sql.data.dataset import Dataset
 from minigrpo.task.sql.engines.database import Column, Table
-from minigrpo.task.sql.question import Question
+from minigrpo.task.sql.answer import Question
 
 PETS = Table("Pet", (Column("id", "INT"), Column("name", "TEXT")), ((1, "Rex"), (2, "Tom")))
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigrpo.task.sql.answer import score_answer
+from minigrpo.task.sql.answer import Question, score_answer
 from minigrpo.task.sql.data.jsonl import database_names, load_questions
-from minigrpo.task.sql.question import Question
 
 GOOD = {"question": "How many?", "answer": 2, "database": "shop"}
 
