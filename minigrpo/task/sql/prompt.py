@@ -14,7 +14,7 @@ from pathlib import Path
 from minigrpo.common.errors import UserError
 from minigrpo.common.strict_json import read_lines
 from minigrpo.task.sql.answer import render_cell
-from minigrpo.task.sql.engines.database import Table, Tables, table_lines
+from minigrpo.task.sql.engines.database import Table, Tables, create_table
 
 LONGEST = 100                   # characters of a sample value as SQL: one that is cut short would be none
 
@@ -141,20 +141,12 @@ def schema_text(template: str, tables: Tables, samples: int) -> str:
     ``samples`` of their most frequent values; keys show none."""
     if template == "compact":
         return "\n".join(f"{table.name}({', '.join(_signature(table, samples))})" for table in tables)
-    return "\n".join(_with_comments(table, samples) + ";" for table in tables)
+    return "\n".join(create_table(table, {}, _shown_values(table, samples)) + ";" for table in tables)
 
 
 def _signature(table: Table, samples: int) -> list[str]:
     shown = _shown_values(table, samples)
     return [column.name + (f" ({shown[i]})" if i in shown else "") for i, column in enumerate(table.columns)]
-
-
-def _with_comments(table: Table, samples: int) -> str:
-    """The CREATE TABLE statement; line i + 1 is column i, and its sample values follow as a comment."""
-    lines = table_lines(table, {})
-    for i, text in _shown_values(table, samples).items():
-        lines[i + 1] += f" -- {text}"
-    return "\n".join(lines)
 
 
 def _shown_values(table: Table, samples: int) -> dict[int, str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, Self, get_args
 
 from minigrpo.common.errors import TaskError, UserError
 
@@ -52,9 +52,6 @@ class Limits:
             raise UserError(f"expected time_limit > 0 and connections >= 1, got {self.time_limit} and {self.connections}")
 
 
-DEFAULT_LIMITS = Limits()
-
-
 @dataclass(frozen=True)
 class Execution:
     """The outcome of one query. Every status except ``ok`` is an error and has no rows.
@@ -76,7 +73,7 @@ class Execution:
 
 
 class Database(Protocol):
-    """The contract of every engine."""
+    """The contract of every engine. As a context manager it closes itself."""
 
     def run(self, sql: str | None, database_name: str) -> Execution:
         """Run one untrusted query on one named database. Safe to call from several threads.
@@ -88,9 +85,15 @@ class Database(Protocol):
     def close(self) -> None:
         """Release connections, processes and files. May be called more than once."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 @dataclass(frozen=True)
-class MockDatabase:
+class MockDatabase(Database):
     """A database on which every query succeeds and returns one constant row: for tests of training without SQL."""
 
     value: object = 1
@@ -131,20 +134,17 @@ class Table:
 Tables = Sequence[Table]            # of one database; to create it, each table must come after the tables it references
 
 
-def create_table(table: Table, types: Mapping[str, str]) -> str:
+def create_table(table: Table, types: Mapping[str, str], notes: Mapping[int, str] | None = None) -> str:
     """The CREATE TABLE statement. ``types`` translates types to the engine's; a type that it does not have stays as it is.
+    ``notes``: index of a column → a comment on it. A foreign key of several columns is written column by column.
 
-    >>> print(create_table(Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id"))), ()), {"INT": "INT"}))
+    >>> pet = Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id"))), ())
+    >>> print(create_table(pet, {"INT": "INTEGER"}, {0: "a number"}))
     CREATE TABLE Pet (
-      id INT PRIMARY KEY,
-      owner INT REFERENCES Owner(id)
+      id INTEGER PRIMARY KEY, -- a number
+      owner INTEGER REFERENCES Owner(id)
     )
     """
-    return "\n".join(table_lines(table, types))
-
-
-def table_lines(table: Table, types: Mapping[str, str]) -> list[str]:
-    """The same as a list of lines: column i is line i + 1. A foreign key of several columns is written column by column."""
     lines = []
     for i, column in enumerate(table.columns):
         words = [column.name, types.get(column.type, column.type)]
@@ -153,7 +153,10 @@ def table_lines(table: Table, types: Mapping[str, str]) -> list[str]:
         lines.append("  " + " ".join(filter(None, words)))              # SQLite has columns without a type
     if len(table.key) > 1:
         lines.append(f"  PRIMARY KEY ({', '.join(table.columns[i].name for i in table.key)})")
-    return [f"CREATE TABLE {table.name} (", *(line + "," for line in lines[:-1]), lines[-1], ")"]
+    lines = [*(line + "," for line in lines[:-1]), lines[-1]]
+    for i, note in (notes or {}).items():
+        lines[i] += f" -- {note}"
+    return "\n".join([f"CREATE TABLE {table.name} (", *lines, ")"])
 
 
 # --------------------------------------------------------------------------------------------------------- many at once
@@ -172,7 +175,7 @@ def run_all(database: Database, queries: Sequence[Query], threads: int) -> list[
     return [results[query] for query in queries]
 
 
-class Remembered:
+class Remembered(Database):
     """A database that keeps the results of queries and returns them when a query comes again: for an evaluation, during which
     no row changes. It keeps up to ``max_bytes`` of results and forgets the least recently used first."""
 

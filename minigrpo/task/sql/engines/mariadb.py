@@ -24,7 +24,7 @@ import pymysql
 from pymysql.cursors import SSCursor
 
 from minigrpo.task.sql.engines import mariadb_driver as driver
-from minigrpo.task.sql.engines.database import DEFAULT_LIMITS, DatabaseError, Execution, Limits, Status, Tables
+from minigrpo.task.sql.engines.database import Database, DatabaseError, Execution, Limits, Status, Tables
 from minigrpo.task.sql.engines.guard import check_query, read_rows, too_large
 from minigrpo.task.sql.engines.mariadb_driver import Login
 from minigrpo.task.sql.engines.mariadb_server import Server, start_server
@@ -46,7 +46,7 @@ SESSION = ("max_statement_time={:f}, tx_read_only=1, "
            "group_concat_max_len=65536")
 
 
-def open_private(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMITS) -> "MariaDB":
+def open_private(databases: Mapping[str, Tables], limits: Limits = Limits()) -> "MariaDB":
     """Start a server of our own and load the databases.
 
     It listens on a socket in a private folder (in memory where there is room), ends when this program ends, and keeps nothing.
@@ -64,7 +64,7 @@ def open_private(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMIT
         return MariaDB(readers, undo, limits, server)
 
 
-def open_server(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMITS, *, host: str = "", port: int = 3306,
+def open_server(databases: Mapping[str, Tables], limits: Limits = Limits(), *, host: str = "", port: int = 3306,
                 socket: str = "", user: str, password: str) -> "MariaDB":
     """Load the databases into a server that someone else runs, reached by ``host`` and ``port`` or by ``socket``.
 
@@ -82,7 +82,7 @@ def open_server(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMITS
         return MariaDB(readers, undo, limits)
 
 
-def open_existing(names: Iterable[str], limits: Limits = DEFAULT_LIMITS, *, host: str = "", port: int = 3306,
+def open_existing(names: Iterable[str], limits: Limits = Limits(), *, host: str = "", port: int = 3306,
                   socket: str = "", user: str, password: str) -> tuple["MariaDB", dict[str, Tables]]:
     """Open databases that exist on a server that someone else runs, only to read them; and return their tables.
 
@@ -96,8 +96,8 @@ def open_existing(names: Iterable[str], limits: Limits = DEFAULT_LIMITS, *, host
     return MariaDB(readers, ExitStack(), limits), tables
 
 
-class MariaDB:
-    """Implements ``Database``. There are as many slots as queries may run at once. A slot keeps one connection for each
+class MariaDB(Database):
+    """There are as many slots as queries may run at once. A slot keeps one connection for each
     database it was asked for, logged in as an account that can read no other. What a query leaves on it is cleared."""
 
     def __init__(self, readers: Mapping[str, Login], undo: ExitStack, limits: Limits, server: Server | None = None) -> None:
@@ -135,12 +135,6 @@ class MariaDB:
                 with self._all_slots() as slots:
                     for connection in [connection for slot in slots for connection in slot.values()]:
                         driver.hang_up(connection)
-
-    def __enter__(self) -> "MariaDB":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @contextmanager
     def _all_slots(self) -> Iterator[list["_Slot"]]:

@@ -1,8 +1,10 @@
-"""Preparing a MariaDB server: what its errors mean, which tables it has, loading tables, and dropping them afterwards.
+"""Preparing a MariaDB server: what its errors mean, what an account may do, which tables the server has, loading tables, and
+dropping them afterwards.
 
 Does not depend on the untrusted queries that run later.
 """
 
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,7 +17,6 @@ from minigrpo.common.errors import unknown
 from minigrpo.task.sql.engines.database import DatabaseError, Status, Table, Tables, create_table
 from minigrpo.task.sql.engines.introspect import MARIADB, read_tables
 from minigrpo.task.sql.engines.mariadb_driver import Login, message
-from minigrpo.task.sql.engines.mariadb_grants import beyond_reading, roles
 
 STATUS_OF_CODE: dict[int, Status] = {         # all codes that are neither here nor in BROKEN_CODES are "other"
     1064: "syntax",
@@ -45,6 +46,10 @@ BROKEN_CODES = {
 }                               # and the errors of PyMySQL itself: 2000 to 2999, 0, or no number
 
 RIGHTS = r"SELECT, INSERT, CREATE and DROP, WITH GRANT OPTION, on `minigrpo\_%`.*, and CREATE USER"
+READING = {"USAGE", "SELECT", "SHOW VIEW", "SHOW DATABASES", "SHOW CREATE ROUTINE"}       # rights that only read
+QUOTED = r"""(?:`[^`]*`|'[^']*'|"[^"]*")+"""                # a doubled quote is two of them side by side
+NAME = rf"(?:{QUOTED}|[^\s`'\"@]+)"                         # servers before 10.4 write plain names without quotes
+ROLE = re.compile(rf"GRANT ({NAME}) TO {NAME}@{NAME}.*", re.S)
 
 
 def status_of(error: pymysql.MySQLError) -> Status | None:
@@ -66,7 +71,10 @@ def answers(socket: str) -> bool:
 
 # --------------------------------------------------------------------------------------------------- existing databases
 def existing(login: Login, names: Iterable[str]) -> dict[str, Tables]:
-    """The tables of these databases. ``DatabaseError``: there is no such database, or the account may do more than read."""
+    """The tables of these databases. ``DatabaseError``: there is no such database, or the account may do more than read.
+
+    On someone else's database, the account's rights are the guard. A read-only transaction is not: DROP succeeds in it.
+    """
     try:
         if more := beyond_reading(_grants(login)):
             raise DatabaseError(f"{login} may do more than read ({', '.join(more)}): name an account that has SELECT alone")
@@ -74,6 +82,32 @@ def existing(login: Login, names: Iterable[str]) -> dict[str, Tables]:
             return {name: _tables(login, cursor, name) for name in names}
     except pymysql.MySQLError as error:
         raise DatabaseError(f"{login} cannot be read: {message(error)}") from error
+
+
+def beyond_reading(lines: Iterable[str]) -> list[str]:
+    """The rights that go beyond reading, each once. A line in an unknown form is returned whole.
+
+    >>> beyond_reading(["GRANT SELECT (`a`, `DROP`), INSERT (`a`) ON `shop`.* TO `me`@`%` WITH GRANT OPTION"])
+    ['INSERT', 'GRANT OPTION']
+    """
+    found: list[str] = []
+    for line in lines:
+        bare = re.sub(QUOTED, "x", line)                    # a name may contain any word, and messages must not show hashes
+        if rights := re.fullmatch(r"GRANT (.+?) ON .+", bare, re.S):
+            found += [right for right in re.sub(r" ?\(.*?\)", "", rights[1]).split(", ") if right not in READING]
+        elif not re.match(r"SET DEFAULT ROLE |GRANT \S+ TO ", bare):            # a role: its rights have lines of their own
+            found.append(bare)
+        found += re.findall(r"(?:GRANT|ADMIN) OPTION", bare)
+    return list(dict.fromkeys(found))
+
+
+def roles(lines: Iterable[str]) -> list[str]:
+    """The roles that the account may turn on, as SHOW GRANTS writes them.
+
+    >>> roles(["GRANT `readers` TO `me`@`%`", "GRANT `inner` TO `readers`", "GRANT SELECT ON `a`.* TO `me`@`%`"])
+    ['`readers`']
+    """
+    return [role[1] for role in map(ROLE.fullmatch, lines) if role]
 
 
 def _grants(login: Login) -> list[str]:
@@ -90,18 +124,17 @@ def _tables(login: Login, cursor: Cursor, name: str) -> Tables:
     visible = _column(cursor, "SELECT schema_name FROM information_schema.schemata")
     if name not in visible:
         raise DatabaseError(f"{login}: {unknown('database', name, visible)}; it may see {', '.join(sorted(visible))}")
-
-    def query(sql: str) -> tuple[tuple[Any, ...], ...]:
-        cursor.execute(sql)
-        return cursor.fetchall()
-
     cursor.connection.select_db(name)
-    return read_tables(name, MARIADB, query, pymysql.MySQLError)
+    return read_tables(name, MARIADB, lambda sql: _rows(cursor, sql), pymysql.MySQLError)
+
+
+def _rows(cursor: Cursor, sql: str) -> tuple[tuple[Any, ...], ...]:
+    cursor.execute(sql)
+    return cursor.fetchall()
 
 
 def _column(cursor: Cursor, sql: str) -> list[str]:
-    cursor.execute(sql)
-    return [value for value, in cursor.fetchall()]
+    return [value for value, in _rows(cursor, sql)]
 
 
 # --------------------------------------------------------------------------------------------------------------- loading

@@ -5,7 +5,7 @@ immutable. So queries run in parallel and do not affect each other.
 
 Guards: ``query_only``; an authorizer that permits only reads of our tables and a list of functions; a time limit; limits on
 lengths. A single C function on long strings cannot be interrupted, so strings must be short (``MAX_CELL_BYTES``) and calls few
-(``MAX_CALLS``). sqlite_text.py checks what only the text shows. Sorts spill to unlinked temporary files, so memory stays flat.
+(``MAX_CALLS``). The text is read for what SQLite does not see. Sorts spill to unlinked temporary files, so memory stays flat.
 
 Text is compared as in MariaDB: exactly, except for trailing spaces (RTRIM). Other differences remain, so error rates of the
 two engines are not comparable. Here table names ignore case; 7 / 2 is 3; || joins text; "x" is text only if no column is
@@ -25,18 +25,10 @@ from queue import LifoQueue
 from threading import Lock
 
 from minigrpo.common.errors import UserError, unknown
-from minigrpo.task.sql.engines.database import (
-    DEFAULT_LIMITS,
-    DatabaseError,
-    Execution,
-    Limits,
-    Status,
-    Tables,
-    create_table,
-)
-from minigrpo.task.sql.engines.guard import MAX_SQL_CHARACTERS, check_query, read_rows, too_large
+from minigrpo.task.sql.engines.database import Database, DatabaseError, Execution, Limits, Status, Tables, create_table
+from minigrpo.task.sql.engines.guard import MAX_SQL_CHARACTERS, check_query, objection, read_rows, too_large
 from minigrpo.task.sql.engines.introspect import SQLITE, read_tables
-from minigrpo.task.sql.engines.sqlite_text import named_twice, text_objection
+from minigrpo.task.sql.engines.lexer import QUOTED, TOKEN, definitions, sources, word
 
 MAX_CELL_BYTES = 32_768     # of one value or one stored row: the longest argument of a C function
 MAX_CALLS = 50              # of functions and LIKEs in a statement
@@ -48,6 +40,7 @@ SQLITE_LIMITS = {
     sqlite3.SQLITE_LIMIT_VDBE_OP: 25_000, sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 50, sqlite3.SQLITE_LIMIT_ATTACHED: 0,
     sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100, sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 0,
 }
+MAX_EXPANSIONS = 256            # of common table expressions
 FUNCTIONS = frozenset("""
     avg count group_concat max min sum total
     cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank rank row_number
@@ -70,14 +63,14 @@ BROKEN_CODES = {sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOC
                 sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISUSE}
 
 
-def open_sqlite(databases: Mapping[str, Tables], limits: Limits = DEFAULT_LIMITS) -> "SQLite":
+def open_sqlite(databases: Mapping[str, Tables], limits: Limits = Limits()) -> "SQLite":
     """Load the databases into memory. ``limits.time_limit`` is in seconds of the processor: waiting for other threads does not
     count. One value may have ``MAX_CELL_BYTES``. ``DatabaseError``: tables that cannot be loaded, or a row that is longer."""
     return SQLite({name: _image(name, tables) for name, tables in databases.items()}, limits)
 
 
 def open_files(folder: str | Path, names: Iterable[str],
-               limits: Limits = DEFAULT_LIMITS) -> tuple["SQLite", dict[str, Tables]]:
+               limits: Limits = Limits()) -> tuple["SQLite", dict[str, Tables]]:
     """Open databases that exist, "shop" being ``folder``'s shop.sqlite; and return their tables.
 
     No query can change a file, and nobody else may change it while it is open. A query that reads a value longer than
@@ -94,8 +87,8 @@ def open_files(folder: str | Path, names: Iterable[str],
     return SQLite(files, limits), tables
 
 
-class SQLite:
-    """Implements ``Database``. A slot serves one thread at a time: database name → worker, created on first use."""
+class SQLite(Database):
+    """A slot serves one thread at a time: database name → worker, created on first use."""
 
     def __init__(self, sources: Mapping[str, bytes | Path], limits: Limits) -> None:
         """``sources``: database name → its image, or its file."""
@@ -134,12 +127,6 @@ class SQLite:
                 for worker in slot.values():
                     worker.connection.close()
                 self._slots.put({})             # whoever waits for a slot gets the error
-
-    def __enter__(self) -> "SQLite":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class _Worker:
@@ -192,6 +179,41 @@ def _status(error: sqlite3.Error) -> Status:
         raise DatabaseError(f"SQLite failed: {error} ({error.sqlite_errorname})") from error
     by_message = (status for start, status in STATUS_OF_MESSAGE if re.match(start, str(error), re.S))
     return STATUS_OF_CODE[code] if code in STATUS_OF_CODE else next(by_message, "other")
+
+
+# ------------------------------------------------------------------------------------------------- what only the text shows
+def text_objection(sql: str) -> str:
+    """Why this text is not sent to SQLite, or "": ``guard.objection``, and the limit on copies of WITH tables."""
+    if reason := objection(sql, re.compile(QUOTED)):
+        return reason
+    too_many = "with" in sql.lower() and expansions(sql) > MAX_EXPANSIONS
+    return f"more than {MAX_EXPANSIONS} expansions of its WITH tables" if too_many else ""
+
+
+def expansions(sql: str) -> int:
+    """An upper bound on the copies of a common table expression: the product, over all of them, of how often each is named.
+    SQLite makes the copies while it compiles the query, 2ⁿ for n that double, before any of its own limits applies.
+
+    >>> expansions("WITH a AS (SELECT 1), b AS (SELECT * FROM a, a x), c AS (SELECT * FROM b, b y) SELECT * FROM c")
+    4
+    """
+    words = [word(token) for token in TOKEN.findall(sql.lower())]
+    named = [name for name, after in zip(words, words[1:] + [""]) if after != "."]         # a.x does not copy a
+    return math.prod(max(1, named.count(name) - 1) for name in definitions(words))
+
+
+def named_twice(sql: str) -> str:
+    """The name that two tables of one FROM share, or "". MariaDB refuses such a query; SQLite reads each column from the
+    first of the two.
+
+    >>> named_twice("SELECT * FROM Pet JOIN Owner ON 1 = 1 JOIN Pet ON 2 = 2"), named_twice("SELECT * FROM Pet, Pet p")
+    ('Pet', '')
+    """
+    for tables in sources([word(token) for token in TOKEN.findall(sql)]):
+        named = [(table == "?", name) for table, name in tables]        # a subquery may share a table's name
+        if twice := [name for a_subquery, name in named if named.count((a_subquery, name)) > 1 and name != "?"]:
+            return twice[0]
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

@@ -20,7 +20,6 @@ from minigrpo.task.sql.engines.database import (
     _memory,
     create_table,
     run_all,
-    table_lines,
 )
 
 PET = Table("Pet", (Column("id", "INT"), Column("owner", "INT", ("Owner", "id")), Column("name", "TEXT")), ())
@@ -94,9 +93,11 @@ def test_create_table_has_the_key_that_the_table_has(key, place_in_key):
 
 
 def test_a_column_has_its_own_line():
-    """Also if its name contains a line break. A key of several columns comes after all columns."""
+    """Also if its name contains a line break: its comment follows it. A key of several columns comes after all columns."""
     table = Table("T", (Column("`a\nb`", "INT"), Column("c", "INT")), (), key=(0, 1))
-    assert table_lines(table, {}) == ["CREATE TABLE T (", "  `a\nb` INT,", "  c INT,", "  PRIMARY KEY (`a\nb`, c)", ")"]
+    assert create_table(table, {}) == "CREATE TABLE T (\n  `a\nb` INT,\n  c INT,\n  PRIMARY KEY (`a\nb`, c)\n)"
+    assert create_table(table, {}, {0: "x", 1: "y"}) == (
+        "CREATE TABLE T (\n  `a\nb` INT, -- x\n  c INT, -- y\n  PRIMARY KEY (`a\nb`, c)\n)")
 
 
 # --------------------------------------------------------------------------------------------------------- executions

@@ -16,7 +16,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from minigrpo.task.sql.engines.database import DEFAULT_LIMITS, STATUSES, DatabaseError, Execution, Limits, run_all
+from minigrpo.task.sql.engines.database import STATUSES, DatabaseError, Execution, Limits, run_all
 from minigrpo.task.sql.engines.mariadb import MariaDB, _end_query, open_existing, open_private
 from minigrpo.task.sql.engines.mariadb_text import text_objection
 from tests.mariadb_server import (
@@ -416,7 +416,7 @@ def test_a_lost_connection_is_replaced() -> None:
 
 
 @contextmanager
-def given(database: MariaDB, monkeypatch, limits: Limits = DEFAULT_LIMITS) -> Iterator[MariaDB]:
+def given(database: MariaDB, monkeypatch, limits: Limits = Limits()) -> Iterator[MariaDB]:
     """The private server, used as if someone else ran it."""
     monkeypatch.setattr("minigrpo.task.sql.engines.mariadb.PAUSES", (0.0, 0.1, 0.3))
     make_helper(database)

@@ -9,7 +9,7 @@ import pytest
 
 from minigrpo.task.sql.engines.database import Column, DatabaseError, Limits, Table
 from minigrpo.task.sql.engines.mariadb import MariaDB, open_existing, open_private, open_server
-from minigrpo.task.sql.engines.mariadb_setup import BROKEN_CODES, STATUS_OF_CODE, status_of
+from minigrpo.task.sql.engines.mariadb_setup import BROKEN_CODES, STATUS_OF_CODE, beyond_reading, roles, status_of
 from tests.mariadb_server import (
     ATHLETE,
     CROSS_JOIN,
@@ -22,13 +22,13 @@ from tests.mariadb_server import (
     needs_mariadb,
     reader_of,
     rows,
+    skip_without_mariadb,
 )
-
-pytestmark = needs_mariadb
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[MariaDB]:
+    skip_without_mariadb()
     with open_private(DATABASES) as opened:
         yield opened
 
@@ -46,6 +46,7 @@ def test_no_number_is_both_the_statement_s_and_the_server_s() -> None:
     assert all(status_of(pymysql.OperationalError(code, "why")) is None for code in BROKEN_CODES)
 
 
+@needs_mariadb
 @pytest.mark.slow
 def test_the_longest_text_fits_and_references_hold() -> None:
     """300 characters are more than the usual 255. A row larger than half a packet is loaded too."""
@@ -228,3 +229,49 @@ def test_a_login_that_fails_is_one_sentence_without_the_password(database: Maria
         with pytest.raises(DatabaseError, match=f"^MariaDB at .* cannot be read: .*{complaint}") as caught:
             open_existing(["games"], **(login | change))
         assert PASSWORD not in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ lines of SHOW GRANTS, without a server
+USAGE = "GRANT USAGE ON *.* TO `me`@`%` IDENTIFIED BY PASSWORD '*94BDCEBE19083CE2A1F959FD02F964C7AF4CFC29'"
+
+
+@pytest.mark.parametrize("lines", [
+    [USAGE],
+    [USAGE, "GRANT SELECT ON `shop`.* TO `me`@`%`"],
+    ["GRANT SELECT ON *.* TO `me`@`%`"],
+    [USAGE, "GRANT SELECT, SHOW VIEW ON `shop`.* TO `me`@`%`"],
+    [USAGE, "GRANT SELECT (`a`, `INSERT`), SHOW VIEW ON `shop`.`t` TO `me`@`%`"],
+    [USAGE + " WITH MAX_QUERIES_PER_HOUR 5000"],
+    ["GRANT SHOW DATABASES ON *.* TO 'me'@'%' REQUIRE SSL"],
+    # Names with the words that are looked for in them, and with a quote.
+    [USAGE, "GRANT SELECT ON `a``, DROP ON b TO c WITH GRANT OPTION`.* TO `ALL ON`@`%`"],
+    ["GRANT `readers` TO `me`@`%`", USAGE, "GRANT SELECT ON `shop`.* TO `readers`", "SET DEFAULT ROLE `readers` FOR `me`@`%`"],
+])
+def test_accounts_that_only_read(lines):
+    assert beyond_reading(lines) == []
+
+
+@pytest.mark.parametrize("line, more", [
+    ("GRANT ALL PRIVILEGES ON `shop`.* TO `me`@`%`", ["ALL PRIVILEGES"]),
+    ("GRANT SELECT, INSERT, DROP ON `shop`.* TO `me`@`%`", ["INSERT", "DROP"]),
+    ("GRANT SELECT (`a`), UPDATE (`b`, `c`) ON `shop`.`t` TO `me`@`%`", ["UPDATE"]),
+    ("GRANT FILE ON *.* TO `me`@`%`", ["FILE"]),
+    ("GRANT SUPER, PROCESS ON *.* TO `me`@`%` IDENTIFIED BY PASSWORD '*94BD'", ["SUPER", "PROCESS"]),
+    ("GRANT SELECT ON *.* TO `me`@`%` WITH GRANT OPTION", ["GRANT OPTION"]),
+    ("GRANT `readers` TO `me`@`%` WITH ADMIN OPTION", ["ADMIN OPTION"]),
+    ("GRANT EXECUTE ON FUNCTION `shop`.`f` TO `me`@`%`", ["EXECUTE"]),     # a function may write
+    ("GRANT DELETE ON `shop`.`t` TO PUBLIC", ["DELETE"]),
+    ("GRANT INSERT ON `shop`.* TO `readers`", ["INSERT"]),                 # through a role
+    ("GRANT PROXY ON ''@'%' TO 'me'@'%' WITH GRANT OPTION", ["PROXY", "GRANT OPTION"]),
+    ("ALLOW EVERYTHING TO 'me' BY '*94BD'", ["ALLOW EVERYTHING TO x BY x"]),     # in no version we know, so it is not trusted
+])
+def test_accounts_that_may_do_more(line, more):
+    """Wherever the line comes; and the result never contains a password's hash."""
+    assert beyond_reading([line]) == beyond_reading([USAGE, line]) == beyond_reading([line, line, USAGE]) == more
+    assert "94BD" not in "".join(more)
+
+
+def test_the_roles_of_an_account_and_no_others():
+    """As a new server and an old one write them. Roles that a role contains are left out, since they come with it."""
+    assert roles([USAGE, "GRANT `read``ers` TO `me`@`%`", "GRANT old TO 'me'@'%' WITH ADMIN OPTION", "GRANT `in` TO `readers`",
+                  "SET DEFAULT ROLE `readers` FOR `me`@`%`", "GRANT SELECT ON `a`.* TO `me`@`%`"]) == ["`read``ers`", "old"]
