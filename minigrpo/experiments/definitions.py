@@ -14,7 +14,7 @@ from minigrpo.reports import plots
 from minigrpo.reports.run_reader import Records, phases, series
 from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.answer import Question
-from minigrpo.task.sql.data.renamed import RENAMED
+from minigrpo.task.sql.data.infobox import RENAMED
 from minigrpo.task.sql.engines.database import Execution
 from minigrpo.task.sql.reward import PRESETS
 

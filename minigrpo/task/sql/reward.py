@@ -121,11 +121,9 @@ def load_own(dotted: str) -> OwnReward:
         sys.path.append(os.getcwd())            # last, so that a file there hides no installed module
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):     # it imports one that is missing
-            raise _failed(f"the reward {dotted}: importing {module} fails", error) from error
-        raise UserError(f"the reward {dotted}: there is no module {error.name}, installed or in {os.getcwd()}") from None
-    except Exception as error:                  # a user's code may raise anything
+    except Exception as error:                  # a user's code may raise anything, and import a module that is missing
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            raise UserError(f"the reward {dotted}: there is no module {error.name}, installed or in {os.getcwd()}") from None
         raise _failed(f"the reward {dotted}: importing {module} fails", error) from error
     if not hasattr(found, name):
         raise UserError(f"the reward {dotted}: {unknown('name', name, vars(found))} in the module {module}")

@@ -16,8 +16,7 @@ from functools import cache
 from minigrpo.common.errors import UserError, unknown
 from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
-from minigrpo.task.sql.data.infobox import Infobox, build_tables
-from minigrpo.task.sql.data.renamed import with_renamed
+from minigrpo.task.sql.data.infobox import Infobox, build_tables, with_renamed
 from minigrpo.task.sql.engines.database import Table
 
 FIRST = """Ana Boris Carla David Elena Felix Greta Hugo Inês Jonas Karin Luca Marta Nils Olga Pedro Rosa Simon Tara Uwe Vera
@@ -123,7 +122,7 @@ def _won(career: Career, slots: Slots) -> list[Medal]:
     return [medal for medal in career.medals if all(getattr(medal, name) == value for name, value in given.items())]
 
 
-def _count(career: Career, slots: Slots) -> list[object]:
+def _count(career: Career, slots: Slots) -> list[int]:
     return [len(_won(career, slots))]
 
 
@@ -154,10 +153,6 @@ def _at(end: int, field: str) -> Answer:
     return answer
 
 
-def _yes(truth: bool) -> list[object]:
-    return ["Yes" if truth else "No"]
-
-
 KINDS = (
     Kind("easy/count", ("How many medals has {athlete} won?", "What is the number of medals of {athlete}?"),
          f"SELECT COUNT(*) {WON} {WHO}", _count),
@@ -183,7 +178,7 @@ KINDS = (
     Kind("medium/ever", ("Has {athlete} ever won a {colour} medal at the {tournament}?",
                          "Did {athlete} win any {colour} medals at the {tournament}?"),
          f"SELECT CASE WHEN COUNT(*) > 0 {YES_NO} {WON} {WHO} {COLOUR} {EVENT}",
-         lambda career, slots: _yes(bool(_won(career, slots)))),
+         lambda career, slots: ["Yes" if _won(career, slots) else "No"]),
     Kind("medium/city", ("How many medals has {athlete} won in {city}?",
                          "What is the number of medals of {athlete} in {city}?"),
          f"SELECT COUNT(*) {WON} {WHO} AND Medal.location = '{{city}}'", _count),
@@ -223,7 +218,8 @@ KINDS = (
     Kind("hard/more", ("Has {athlete} won more {colour} than {other} medals?",
                        "Are there more {colour} than {other} medals of {athlete}?"),
          f"SELECT CASE WHEN SUM(Medal.type = '{{type}}') > SUM(Medal.type = '{{other_type}}') {YES_NO} {WON} {WHO}",
-         lambda career, slots: _yes(len(_won(career, slots)) > len(_won(career, slots | {"type": slots["other_type"]})))),
+         lambda career, slots: ["Yes" if _count(career, slots) > _count(career, slots | {"type": slots["other_type"]})
+                                else "No"]),
     Kind("hard/start", ("In which city did {athlete} win the first medal?", "Where did {athlete} win the first medal?"),
          f"SELECT Medal.location {WON} {WHO} ORDER BY Medal.year, Medal.medal_id LIMIT 1", _at(0, "city")),
     Kind("hard/last", ("At which tournament did {athlete} win the most recent medal?",

@@ -21,7 +21,7 @@ def load_questions(path: str | Path, split: str) -> list[Question]:
 
     ``FileNotFoundError``: there is no folder. ``UserError``: no such split; or a line, named by its number, is no question.
     """
-    splits = _splits(Path(path))
+    splits = _splits(path)
     if split not in splits:
         raise UserError(f"{unknown('split', split, splits)}: {path} has "
                          f"{', '.join(file.name for file in splits.values()) or 'no *.jsonl'}")
@@ -41,17 +41,13 @@ def load_questions(path: str | Path, split: str) -> list[Question]:
 
 def database_names(path: str | Path) -> list[str]:
     """Every database that a question of any split asks."""
-    return sorted({question.database for split in _splits(Path(path)) for question in load_questions(path, split)})
+    return sorted({question.database for split in _splits(path) for question in load_questions(path, split)})
 
 
-def split_names(path: str | Path) -> list[str]:
-    return list(_splits(Path(path)))
-
-
-def _splits(path: Path) -> dict[str, Path]:
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path} of questions")
-    return {file.stem: file for file in sorted(path.glob("*.jsonl"))}
+def _splits(path: str | Path) -> dict[str, Path]:
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"there is no folder {Path(path)} of questions")
+    return {file.stem: file for file in sorted(Path(path).glob("*.jsonl"))}
 
 
 def _question(record: Json, split: str, index: int) -> Question:
@@ -90,5 +86,5 @@ def _load(path: str, split: str, gold_sql: str) -> list[Question]:
     return load_questions(path, split)
 
 
-DATASET = Dataset(load=_load, has_split=lambda path, split: split in split_names(path), database_names=database_names,
-                  test_splits=lambda path, train: [split for split in split_names(path) if split != train])
+DATASET = Dataset(load=_load, has_split=lambda path, split: split in _splits(path), database_names=database_names,
+                  test_splits=lambda path, train: [split for split in _splits(path) if split != train])

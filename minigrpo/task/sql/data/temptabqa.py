@@ -14,8 +14,7 @@ from minigrpo.common.errors import UserError, unknown
 from minigrpo.common.strict_json import read_lines
 from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
-from minigrpo.task.sql.data.infobox import Infobox, build_tables, parse_context
-from minigrpo.task.sql.data.renamed import with_renamed
+from minigrpo.task.sql.data.infobox import Infobox, build_tables, parse_context, with_renamed
 from minigrpo.task.sql.engines.database import Table
 
 ADDRESS = "https://github.com/CoRAL-ASU/TEMPTABQA-C"
@@ -160,10 +159,6 @@ def _load(path: str, split: str, gold_sql: str) -> list[Question]:
     return load_questions(path, split, gold_sql or None)
 
 
-def _has_split(path: str, split: str) -> bool:
-    return split in SPLITS and (Path(path) / SPLITS[split]).is_file()
-
-
 DATASET = with_renamed(Dataset(
-    load=_load, has_split=_has_split, test_splits=lambda *_: [name for name in SPLITS if name not in ("train", "dev")],
-    tables=load_databases), asked="original")
+    load=_load, has_split=lambda path, split: split in SPLITS and (Path(path) / SPLITS[split]).is_file(),
+    test_splits=lambda *_: [name for name in SPLITS if name not in ("train", "dev")], tables=load_databases), asked="original")
