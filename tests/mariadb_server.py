@@ -11,6 +11,7 @@ import pytest
 
 from minigrpo.task.sql.engines.database import Column, Table
 from minigrpo.task.sql.engines.mariadb import MariaDB
+from minigrpo.task.sql.engines.mariadb_driver import Login
 
 WHY = "no mariadbd on the PATH: apt-get install mariadb-server"
 ABSENT = shutil.which("mariadbd") is None and "CI" not in os.environ            # there it is installed, or something is wrong
@@ -52,7 +53,7 @@ def administrator(database: MariaDB) -> Iterator[pymysql.cursors.Cursor]:
 
 
 @contextmanager
-def account(database: MariaDB, *rights: str) -> Iterator[dict[str, str]]:
+def account(database: MariaDB, *rights: str) -> Iterator[Login]:
     """An account on the private server with these rights, as open_server wants it."""
     with administrator(database) as cursor:
         cursor.execute("CREATE USER helper@localhost IDENTIFIED BY %s", (PASSWORD,))
@@ -60,7 +61,7 @@ def account(database: MariaDB, *rights: str) -> Iterator[dict[str, str]]:
         for right in rights:
             cursor.execute("GRANT " + right)
         try:
-            yield {"socket": reader_of(database).socket, "user": "helper", "password": PASSWORD}
+            yield Login(reader_of(database).socket, "", 3306, "helper", PASSWORD)
         finally:
             cursor.execute("DROP USER helper@localhost")
             cursor.execute("SET GLOBAL read_only = 1")

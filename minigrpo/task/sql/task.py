@@ -21,6 +21,7 @@ from minigrpo.task.sql.data import athletes, jsonl, temptabqa
 from minigrpo.task.sql.data.dataset import Dataset
 from minigrpo.task.sql.engines import mariadb, sqlite
 from minigrpo.task.sql.engines.database import STATUSES, Database, Execution, Limits, MockDatabase, Remembered, Tables, run_all
+from minigrpo.task.sql.engines.mariadb_driver import Login
 from minigrpo.task.sql.prompt import TEMPLATES, extract_sql, read_examples, render_prompt, schema_text
 from minigrpo.task.sql.reward import Reward, make_reward
 from minigrpo.task.sql.structure import invented
@@ -192,7 +193,7 @@ def open_databases(path: str, dataset: Dataset, cfg: config.Database) -> Opened:
         return sqlite.open_sqlite(tables, limits), tables
     if not cfg.host and not cfg.socket:
         return mariadb.open_private(tables, limits), tables
-    return mariadb.open_server(tables, limits, **_login(cfg)), tables
+    return mariadb.open_server(_login(cfg), tables, limits), tables
 
 
 def _open_existing(path: str, names: Sequence[str], limits: Limits, cfg: config.Database) -> Opened:
@@ -203,13 +204,12 @@ def _open_existing(path: str, names: Sequence[str], limits: Limits, cfg: config.
     if not cfg.host and not cfg.socket:
         raise UserError('task.kind = "jsonl" asks databases that exist: name their MariaDB server by database.host or '
                         'database.socket, or take database.engine = "sqlite"')
-    return mariadb.open_existing(names, limits, **_login(cfg))
+    return mariadb.open_existing(_login(cfg), names, limits)
 
 
-def _login(cfg: config.Database) -> dict[str, Any]:
+def _login(cfg: config.Database) -> Login:
     """A given server's password comes from the environment."""
-    return dict(host=cfg.host, port=cfg.port, socket=cfg.socket, user=cfg.user,
-                password=os.environ.get(config.PASSWORD_VARIABLE, ""))
+    return Login(cfg.socket, cfg.host, cfg.port, cfg.user, os.environ.get(config.PASSWORD_VARIABLE, ""))
 
 
 # ------------------------------------------------------------------------------------------------- a result on the console

@@ -66,7 +66,9 @@ def parse_context(text: str) -> Infobox:
             tournaments[-1][1].append(_parse_format(line, number))
         elif head == "Birth Date" and line != "\t":         # only a tab: unknown
             _expect(born is None, number, line, "one birth date")
-            born = _parse_date(line, number)
+            match = _expect(re.fullmatch(r"(\d{4})-(\d{1,2})-(\d{1,2})\t", line, re.ASCII),
+                            number, line, "a birth date such as '1995-7-5' and a tab")
+            born = int(match[1]), int(match[2]), int(match[3])
         else:                                               # height, coach, ...: not in the published schema
             _expect(line.endswith("\t"), number, line, "a value that ends in a tab")
     return Infobox(athlete, born, tuple((name, tuple(formats)) for name, formats in tournaments))
@@ -76,12 +78,6 @@ def _expect(found: Found | None, number: int, line: str, what: str) -> Found:
     if not found:
         raise UserError(f"line {number} of the context: expected {what}, got {line!r:.80}")
     return found
-
-
-def _parse_date(line: str, number: int) -> tuple[int, int, int]:
-    match = _expect(re.fullmatch(r"(\d{4})-(\d{1,2})-(\d{1,2})\t", line, re.ASCII),
-                    number, line, "a birth date such as '1995-7-5' and a tab")
-    return int(match[1]), int(match[2]), int(match[3])
 
 
 def _parse_format(line: str, number: int) -> Format:

@@ -6,9 +6,9 @@ as published, including stray spaces and wrong labels: nothing is corrected here
 
 import csv
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from minigrpo.common.errors import UserError, unknown
 from minigrpo.common.strict_json import read_lines
@@ -54,33 +54,18 @@ def _split_file(path: Path, split: str) -> Path:
     return file
 
 
-def _read_fields(file: Path) -> Iterator[list[str]]:
-    """The header (record -1 in an error), then the records of a TSV. ``UserError``: csv cannot read it."""
-    count = -1
+def _read_records(file: Path) -> list[dict[str, str]]:
+    """The records of a published TSV as {column: text}. The list index is the benchmark's zero-based record index."""
+    lines: list[list[str]] = []                             # the header, which is record -1 in an error, and the records
     # newline=None: a checkout that turned \n into \r\n, also inside quoted fields, reads the same.
     with open(file, encoding="utf-8", newline=None) as handle:
-        # strict: an unterminated quote is an error.
-        reader = csv.reader(_bounded(iter(lambda: handle.readline(MAX_LINE_CHARACTERS + 1), "")), delimiter="\t", strict=True)
         try:
-            for fields in reader:
-                count += 1                                  # records so far: the number that errors below name
-                yield fields
+            for fields in csv.reader(_bounded(handle), delimiter="\t", strict=True):       # an unterminated quote is an error
+                lines.append(fields)
         except csv.Error as error:
-            raise UserError(f"{file}, record {count}: {error} (a quote left open, or a stray one?)") from error
+            raise UserError(f"{file}, record {len(lines) - 1}: {error} (a quote left open, or a stray one?)") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 at or after record {count} ({error.reason})") from error
-
-
-def _bounded(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        if len(line) > MAX_LINE_CHARACTERS:                             # a limit on memory; csv has one for each field
-            raise csv.Error(f"line longer than {MAX_LINE_CHARACTERS:,} characters")
-        yield line
-
-
-def _read_records(file: Path) -> list[dict[str, str]]:
-    """The records of a published file as {column: text}. The list index is the benchmark's zero-based record index."""
-    lines = list(_read_fields(file))
+            raise UserError(f"{file}: not UTF-8 at or after record {len(lines) - 1} ({error.reason})") from error
     header = lines[0] if lines else []
     if missing := [name for name in FIELDS if name not in header]:
         raise UserError(f"{file}: no column {', '.join(missing)}; its header has {header!r:.80}")
@@ -90,6 +75,13 @@ def _read_records(file: Path) -> list[dict[str, str]]:
         if empty := [name for name, text in zip(header, fields) if name in FIELDS[:2] and not text.strip()]:
             raise UserError(f"{file}, record {index}: nothing in the column {', '.join(empty)}")
     return [dict(zip(header, fields)) for fields in lines[1:]]
+
+
+def _bounded(handle: TextIO) -> Iterator[str]:
+    while line := handle.readline(MAX_LINE_CHARACTERS + 1):
+        if len(line) > MAX_LINE_CHARACTERS:                 # a limit on memory; csv has one for each field
+            raise csv.Error(f"line longer than {MAX_LINE_CHARACTERS:,} characters")
+        yield line
 
 
 # ----------------------------------------------------------------------------------------------------------- questions

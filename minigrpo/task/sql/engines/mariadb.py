@@ -64,9 +64,8 @@ def open_private(databases: Mapping[str, Tables], limits: Limits = Limits()) -> 
         return MariaDB(readers, undo, limits, server)
 
 
-def open_server(databases: Mapping[str, Tables], limits: Limits = Limits(), *, host: str = "", port: int = 3306,
-                socket: str = "", user: str, password: str) -> "MariaDB":
-    """Load the databases into a server that someone else runs, reached by ``host`` and ``port`` or by ``socket``.
+def open_server(admin: Login, databases: Mapping[str, Tables], limits: Limits = Limits()) -> "MariaDB":
+    """Load the databases into a server that someone else runs.
 
     The account needs ``RIGHTS``. Everything that we create is named ``minigrpo_<random>_...``: for each database a copy, and
     an account that may read only this copy, from this machine. ``close`` drops it all, and says what it could not drop. A
@@ -76,21 +75,18 @@ def open_server(databases: Mapping[str, Tables], limits: Limits = Limits(), *, h
     """
     undo_statements: list[str] = []
     with ExitStack() as undo:
-        admin = Login(socket, host, port, user, password)
         undo.callback(drop, admin, undo_statements)
         readers = load(admin, databases, f"minigrpo_{secrets.token_hex(4)}_", undo_statements)
         return MariaDB(readers, undo, limits)
 
 
-def open_existing(names: Iterable[str], limits: Limits = Limits(), *, host: str = "", port: int = 3306,
-                  socket: str = "", user: str, password: str) -> tuple["MariaDB", dict[str, Tables]]:
+def open_existing(login: Login, names: Iterable[str], limits: Limits = Limits()) -> tuple["MariaDB", dict[str, Tables]]:
     """Open databases that exist on a server that someone else runs, only to read them; and return their tables.
 
     Nothing is created or dropped there. The account must have no right except to read. Untrusted SQL may read everything that
     the account may read, in other databases too. ``DatabaseError``: the server is unreachable or refuses, the account may do
     more than read, or there is no such database.
     """
-    login = Login(socket, host, port, user, password)
     tables = existing(login, names)
     readers = {name: replace(login, database=name) for name in tables}
     return MariaDB(readers, ExitStack(), limits), tables

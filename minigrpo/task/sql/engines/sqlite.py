@@ -17,7 +17,7 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -69,22 +69,19 @@ def open_sqlite(databases: Mapping[str, Tables], limits: Limits = Limits()) -> "
     return SQLite({name: _image(name, tables) for name, tables in databases.items()}, limits)
 
 
-def open_files(folder: str | Path, names: Iterable[str],
-               limits: Limits = Limits()) -> tuple["SQLite", dict[str, Tables]]:
+def open_files(folder: str | Path, names: Sequence[str], limits: Limits = Limits()) -> tuple["SQLite", dict[str, Tables]]:
     """Open databases that exist, "shop" being ``folder``'s shop.sqlite; and return their tables.
 
     No query can change a file, and nobody else may change it while it is open. A query that reads a value longer than
     ``MAX_CELL_BYTES`` is ``too_large``. ``UserError``: there is no such file; ``DatabaseError``: it cannot be read.
     """
     there = {file.stem: file for file in sorted(Path(folder).resolve().glob("*.sqlite"))}
-    files = {}
     for name in names:
         if name not in there:                               # so that no name leads out of the folder
             raise UserError(f"{unknown('database', name, there)}: {folder} has "
                              f"{', '.join(file.name for file in there.values()) or 'no *.sqlite'}")
-        files[name] = there[name]
-    tables = {name: _tables(name, file) for name, file in files.items()}
-    return SQLite(files, limits), tables
+    tables = {name: _tables(name, there[name]) for name in names}
+    return SQLite({name: there[name] for name in names}, limits), tables
 
 
 class SQLite(Database):

@@ -18,6 +18,7 @@ import pytest
 
 from minigrpo.task.sql.engines.database import STATUSES, DatabaseError, Execution, Limits, run_all
 from minigrpo.task.sql.engines.mariadb import MariaDB, _end_query, open_existing, open_private
+from minigrpo.task.sql.engines.mariadb_driver import Login
 from minigrpo.task.sql.engines.mariadb_text import text_objection
 from tests.mariadb_server import (
     CROSS_JOIN,
@@ -420,7 +421,7 @@ def given(database: MariaDB, monkeypatch, limits: Limits = Limits()) -> Iterator
     """The private server, used as if someone else ran it."""
     monkeypatch.setattr("minigrpo.task.sql.engines.mariadb.PAUSES", (0.0, 0.1, 0.3))
     make_helper(database)
-    existing, _ = open_existing(["games"], limits, socket=reader_of(database).socket, user="helper", password=PASSWORD)
+    existing, _ = open_existing(Login(reader_of(database).socket, "", 3306, "helper", PASSWORD), ["games"], limits)
     with existing:
         yield existing
 

@@ -82,7 +82,7 @@ USERS = "CREATE USER ON *.* TO helper@localhost"
 
 def test_a_given_server_serves_the_same_and_keeps_nothing(database: MariaDB) -> None:
     with account(database, GRANTABLE, USERS) as login, administrator(database) as cursor:
-        with open_server(DATABASES, **login) as given:
+        with open_server(login, DATABASES) as given:
             assert len(made_by_us(cursor)) == 4                 # two databases, each with its reader
             for sql in ("SELECT * FROM Medal", "SELECT nothing", "SELECT SLEEP(5)", CROSS_JOIN, "DELETE FROM Medal"):
                 assert replace(given.run(sql, "games"), seconds=0) == replace(database.run(sql, "games"), seconds=0)
@@ -96,13 +96,13 @@ def test_a_missing_right_is_one_sentence_and_leaves_nothing(database: MariaDB, r
     """Missing rights: all; to create tables; to create the reader; to pass a right on."""
     with account(database, *rights) as login, administrator(database) as cursor:
         with pytest.raises(DatabaseError, match="'helper' does not load the tables: .*denied.*the account needs SELECT.*CREATE USER"):
-            open_server(DATABASES, **login)
+            open_server(login, DATABASES)
         assert made_by_us(cursor) == []
 
 
 def test_what_cannot_be_dropped_is_named(database: MariaDB) -> None:
     with account(database, GRANTABLE, USERS) as login, administrator(database) as cursor:
-        given = open_server(DATABASES, **login)
+        given = open_server(login, DATABASES)
         cursor.execute("REVOKE CREATE USER ON *.* FROM helper@localhost")
         todo = "; ".join(f"DROP USER `minigrpo_[0-9a-f]{{8}}_reader_{i}`@`localhost`" for i in (1, 0))
         with pytest.raises(DatabaseError, match=f"left behind, to be run by hand: {todo}$"):
@@ -117,7 +117,7 @@ def test_what_cannot_be_dropped_is_named(database: MariaDB) -> None:
 def test_a_server_that_we_cannot_enter_is_one_sentence_without_the_password(database: MariaDB, change: dict, complaint: str) -> None:
     with account(database) as login:
         with pytest.raises(DatabaseError, match=complaint) as caught:
-            open_server(DATABASES, **(login | change))
+            open_server(replace(login, **change), DATABASES)
         assert PASSWORD not in str(caught.value) and PASSWORD not in repr(caught.value.__cause__)
 
 
@@ -129,7 +129,7 @@ def test_a_server_that_we_cannot_enter_is_one_sentence_without_the_password(data
 def test_a_database_that_exists_is_read_where_it_is(database: MariaDB, rights: tuple[str, ...]) -> None:
     """By an account that may read one database, all databases, or two tables. The tables equal those it was made from."""
     with account(database, *rights) as login, administrator(database) as cursor:
-        existing, tables = open_existing(["games"], **login)
+        existing, tables = open_existing(login, ["games"])
         with existing:
             for sql in ("SELECT * FROM Medal", "SELECT nothing", "SELECT SLEEP(5)", CROSS_JOIN, "DELETE FROM Medal"):
                 assert replace(existing.run(sql, "games"), seconds=0) == replace(database.run(sql, "games"), seconds=0)
@@ -153,8 +153,8 @@ def test_a_database_that_exists_is_read_where_it_is(database: MariaDB, rights: t
 def test_an_account_that_may_do_more_than_read_is_refused(database: MariaDB, right: str, more: str) -> None:
     with account(database, READ_GAMES, right) as login:
         with pytest.raises(DatabaseError) as caught:
-            open_existing(["games"], **login)
-        assert str(caught.value) == (f"MariaDB at {login['socket']} as 'helper' may do more than read ({more}): "
+            open_existing(login, ["games"])
+        assert str(caught.value) == (f"MariaDB at {login.socket} as 'helper' may do more than read ({more}): "
                                      "name an account that has SELECT alone")
 
 
@@ -167,11 +167,11 @@ def test_an_account_that_may_do_more_by_a_role_is_refused(database: MariaDB, def
                               "GRANT outer_role TO helper@localhost",
                               *["SET DEFAULT ROLE outer_role FOR helper@localhost"] * default):
                 cursor.execute(statement)
-            open_existing(["games"], **login)[0].close()        # a role that only reads is accepted like a right
+            open_existing(login, ["games"])[0].close()        # a role that only reads is accepted like a right
             cursor.execute("GRANT DELETE ON games.* TO inner_role")
             cursor.execute("GRANT inner_role TO outer_role")
             with pytest.raises(DatabaseError, match=r"may do more than read \(DELETE\)"):
-                open_existing(["games"], **login)
+                open_existing(login, ["games"])
         finally:
             cursor.execute("DROP ROLE IF EXISTS outer_role, inner_role")
 
@@ -182,7 +182,7 @@ def test_an_account_that_reads_by_its_default_role(database: MariaDB) -> None:
         for statement in ("CREATE ROLE readers", "GRANT SELECT ON games.* TO readers", "GRANT readers TO helper@localhost",
                           "SET DEFAULT ROLE readers FOR helper@localhost"):
             cursor.execute(statement)
-        existing, _ = open_existing(["games"], Limits(connections=1), **login)
+        existing, _ = open_existing(login, ["games"], Limits(connections=1))
         with existing:
             assert [rows(existing, "SELECT COUNT(*) FROM Medal") for _ in range(3)] == [((3,),)] * 3
         cursor.execute("DROP ROLE readers")
@@ -191,7 +191,7 @@ def test_an_account_that_reads_by_its_default_role(database: MariaDB) -> None:
 def test_rights_alone_would_stop_a_write(database: MariaDB) -> None:
     """Why the account's rights matter: without text checks, and in a session that may write, each of these still fails."""
     with account(database, READ_GAMES) as login, administrator(database) as cursor:
-        existing, _ = open_existing(["games"], **login)
+        existing, _ = open_existing(login, ["games"])
         with existing, reader_of(existing).connect() as connection, connection.cursor() as ours:
             ours.execute("USE games")
             for sql in ("DROP TABLE Medal", "INSERT INTO Medal VALUES (9, 1, 'x', 1)", "TRUNCATE Medal",
@@ -209,15 +209,15 @@ def test_rights_alone_would_stop_a_write(database: MariaDB) -> None:
 def test_a_database_that_is_not_there_or_not_for_us(database: MariaDB, names: list[str], complaint: str) -> None:
     with account(database, READ_GAMES) as login:
         with pytest.raises(DatabaseError) as caught:
-            open_existing(names, **login)
-        assert str(caught.value) == f"MariaDB at {login['socket']} as 'helper': {complaint}"
+            open_existing(login, names)
+        assert str(caught.value) == f"MariaDB at {login.socket} as 'helper': {complaint}"
 
 
 def test_a_database_without_tables_for_us(database: MariaDB) -> None:
     with account(database, "SELECT ON nothing.* TO helper@localhost") as login, administrator(database) as cursor:
         cursor.execute("CREATE DATABASE nothing")
         with pytest.raises(DatabaseError, match="^the database 'nothing' has no table that may be read$"):
-            open_existing(["nothing"], **login)
+            open_existing(login, ["nothing"])
         cursor.execute("DROP DATABASE nothing")
 
 
@@ -227,7 +227,7 @@ def test_a_database_without_tables_for_us(database: MariaDB) -> None:
 def test_a_login_that_fails_is_one_sentence_without_the_password(database: MariaDB, change: dict, complaint: str) -> None:
     with account(database, READ_GAMES) as login:
         with pytest.raises(DatabaseError, match=f"^MariaDB at .* cannot be read: .*{complaint}") as caught:
-            open_existing(["games"], **(login | change))
+            open_existing(replace(login, **change), ["games"])
         assert PASSWORD not in str(caught.value) and "\n" not in str(caught.value)
 
 
