@@ -17,6 +17,7 @@ from minigrpo.task.sql.answer import render_cell
 from minigrpo.task.sql.engines.database import Table, Tables, create_table
 
 LONGEST = 100                   # characters of a sample value as SQL: one that is cut short would be none
+BREAK = re.compile("[\0-\x1f\x7f\x85\u2028\u2029]")         # it would end the comment that a sample value is in
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def _shown_values(table: Table, samples: int) -> dict[int, str]:
         if i in table.key or column.references or not samples:
             continue
         counts = Counter(row[i] for row in table.rows if row[i] is not None)
-        values = [text for text in (_literal(value) for value, _ in counts.most_common()) if _fits(text)][:samples]
+        literals = (_literal(value) for value, _ in counts.most_common())
+        values = [text for text in literals if len(text) <= LONGEST and not BREAK.search(text)][:samples]
         if values:
             all_there = table.complete and len(values) == len(counts)
             shown[i] = f"{'' if all_there else 'e.g. '}{', '.join(values)}"
@@ -169,11 +171,6 @@ def _literal(value: object) -> str:
         return f"x'{value.hex()}'"
     text = render_cell(value)
     return text if isinstance(value, int | float | Decimal) else "'" + text.replace("'", "''") + "'"
-
-
-def _fits(literal: str) -> bool:
-    """Whether a literal is short and on one line: a line break would end the comment that it is in."""
-    return len(literal) <= LONGEST and not re.search("[\0-\x1f\x7f\x85\u2028\u2029]", literal)
 
 
 def extract_sql(completion: str) -> str | None:

@@ -76,7 +76,8 @@ class Database(Protocol):
     """The contract of every engine. As a context manager it closes itself."""
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        """Run one untrusted query on one named database. Safe to call from several threads.
+        """Run one untrusted query on one named database. Safe to call from several threads: it waits while ``connections``
+        queries run, which ``seconds`` does not count.
 
         An error of the SQL never raises: it is a status. ``DatabaseError``: the database itself failed. ``UserError``: there
         is no database of that name. None, blank SQL and a bare semicolon are ``no_sql``.

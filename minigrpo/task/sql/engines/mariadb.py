@@ -109,7 +109,6 @@ class MariaDB(Database):
         self._undo = undo.pop_all()                                         # from here on close() is responsible
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        """See ``Database.run``. Waits while all slots are busy, which ``seconds`` does not count."""
         checked = check_query(sql, database_name, self._readers, text_objection)
         if isinstance(checked, Execution):
             return checked

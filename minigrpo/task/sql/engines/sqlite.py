@@ -96,7 +96,6 @@ class SQLite(Database):
             self._slots.put({})
 
     def run(self, sql: str | None, database_name: str) -> Execution:
-        """See ``Database.run``. Waits while all slots are busy, which ``seconds`` does not count."""
         checked = check_query(sql, database_name, self._sources, text_objection)
         if isinstance(checked, Execution):
             return checked
