@@ -23,11 +23,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 from minigrpo.common.console import say, table
 from minigrpo.common.device import generator, set_up_torch
-from minigrpo.common.errors import UserError
+from minigrpo.common.errors import UserError, exit_status
 from minigrpo.common.files import write_whole
-from minigrpo.common.process import exit_status
 from minigrpo.config import Config, load_config, require
-from minigrpo.evaluation.ask import show_candidates, write_candidates
 from minigrpo.evaluation.compare import compare, read_rows, show_comparison
 from minigrpo.evaluation.evaluate import (
     add_ceilings,
@@ -36,9 +34,10 @@ from minigrpo.evaluation.evaluate import (
     in_order,
     judge_rows,
     read_predictions,
+    show_candidates,
+    write_candidates,
 )
-from minigrpo.evaluation.figures import Row, add_intervals, summarise
-from minigrpo.evaluation.result_tables import kind_table, markdown, notes, split_tables
+from minigrpo.evaluation.figures import Row, add_intervals, kind_table, markdown, notes, split_tables, summarise
 from minigrpo.policy.policy import Policy
 from minigrpo.task.contract import Problem, Task
 from minigrpo.task.kinds import make_task

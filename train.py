@@ -16,7 +16,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 from minigrpo.batch import make_batch
 from minigrpo.common.clock import Clock
 from minigrpo.common.device import generator, set_up_torch, settle
-from minigrpo.common.process import exit_status
+from minigrpo.common.errors import exit_status
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluation.evaluate import evaluate_policy, report_splits, show_report
 from minigrpo.evaluation.figures import summarise
@@ -25,9 +25,8 @@ from minigrpo.planning.dry_run import dry_run
 from minigrpo.policy.lora import reference
 from minigrpo.reports.report import report_run
 from minigrpo.rollout import collect
-from minigrpo.task.kinds import make_task
+from minigrpo.task.kinds import load_data, make_task
 from minigrpo.task.stream import ProblemStream, shuffle_answers
-from minigrpo.training.data import load_data
 from minigrpo.training.folder import check_folder, open_folder
 from minigrpo.training.run import Run
 from minigrpo.training.starting_model import (

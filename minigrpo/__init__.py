@@ -16,5 +16,5 @@ A group is a tree: a question's prompt is the trunk, its K completions are the b
 
 A and B alone, and ``lora_A`` [R, in] and ``lora_B`` [out, R], are LoRA's two matrices; there A and B name no axes.
 
-In ``evaluation.intervals``, E are resamples and F figures. README.md beside this file has the map and the reading order.
+In ``evaluation.figures``, E are resamples and F figures. README.md beside this file has the map and the reading order.
 """

@@ -168,7 +168,6 @@ class Config:
 
 
 KEYS = settings.leaves(Config)                  # "run.seed" → its field
-SECTIONS = settings.sections_of(KEYS)
 
 
 def flatten(config: Config) -> dict[str, Any]:

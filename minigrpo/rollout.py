@@ -66,12 +66,8 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], generation: confi
 
 
 def group_metrics(groups: Sequence[Group], task: Task) -> Metrics:
-    """What to log of a batch of groups; shares are 0 … 1, lengths are in tokens.
-
-    ``reward_std`` is the mean of the groups' own σ; ``frac_reward_zero_std`` the share of groups in which it is 0, so that
-    nothing can be learned from them; ``completions/clipped_ratio`` the share cut off by max_new_tokens; ``terms/...`` the mean
-    of a reward's other terms, over the rollouts that have it.
-    """
+    """What to log of a batch of groups, explained in training/README.md; shares are 0 … 1, lengths are in tokens. A mean of a
+    reward's term is over the rollouts that have it."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [[rollout.verdict.reward for rollout in group.rollouts] for group in groups]
     lengths = [len(rollout.completion.ids) for rollout in rollouts]

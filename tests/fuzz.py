@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigrpo.common.errors import UserError
-from minigrpo.common.json_lines import JsonLines
+from minigrpo.common.strict_json import JsonLines
 from minigrpo.config import dump_config, load_config
 from minigrpo.evaluation.compare import compare, read_rows, show_comparison
 from minigrpo.evaluation.evaluate import read_predictions
@@ -46,8 +46,7 @@ from minigrpo.reports.run_reader import read_run
 from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.data import infobox, jsonl, temptabqa
 from minigrpo.task.sql.prompt import read_examples
-from minigrpo.training.checkpoints import SUMS, newest_state, write_state
-from minigrpo.training.dropped_steps import load_dropped
+from minigrpo.training.folder import SUMS, load_dropped, newest_state, write_state
 from minigrpo.training.run import STATE_FORM
 from tests.paths import MINI
 from tests.run_folders import evaluation, line, rollout, sample, step, write_run

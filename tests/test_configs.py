@@ -26,8 +26,7 @@ from minigrpo.policy.files.new_model import initialise
 from minigrpo.policy.files.tensors import save_tensors
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import train_bpe
-from minigrpo.task.kinds import make_task
-from minigrpo.training.data import load_data
+from minigrpo.task.kinds import load_data, make_task
 from minigrpo.training.folder import checkpoints
 from minigrpo.training.starting_model import load_start
 from tests.mariadb_server import needs_mariadb

@@ -233,7 +233,7 @@ def test_supervised_steps_equal_transformers_own_loss(parity, folder, adapted, m
         loss.backward()
         torch.nn.utils.clip_grad_norm_(their_named.values(), max_grad_norm)
         plain.step()
-        report = supervised_update(ours, optimizer, examples, micro_batch_tokens=tokens, max_grad_norm=max_grad_norm).metrics
+        report = supervised_update(ours, optimizer, examples, GRPO(micro_batch_tokens=tokens, max_grad_norm=max_grad_norm)).metrics
         parity("warm-up: loss", "transformers", abs(report["loss"] / loss.item() - 1), bound=1e-6, unit="relative")
         parity("warm-up: gradients", "transformers", difference(got[-1], expected[-1]), bound=1e-6, unit="of scale")
     changes = max(float((our_named[name] - now).detach().abs().max()) / RATE for name, now in their_named.items())

@@ -25,7 +25,7 @@ from minigrpo.task.sql.engines.mariadb import open_private
 from minigrpo.task.sql.engines.sqlite import open_sqlite
 from minigrpo.task.sql.prompt import render_prompt, schema_text
 from minigrpo.task.sql.reward import Reward, make_reward
-from minigrpo.training.optimizer_state import optimizer_tensors
+from minigrpo.training.folder import optimizer_tensors
 from minigrpo.update import make_optimizer, update
 from tests.given_task import GivenTask
 from tests.mariadb_server import needs_mariadb

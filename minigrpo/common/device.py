@@ -87,11 +87,6 @@ def memory_explained(device: torch.device, work: str, remedy: str) -> Iterator[N
                           f"{total / 1e9:.2f} GB are free (in pieces of any size): {remedy}") from error
 
 
-def program_memory(device: torch.device) -> int:
-    """Bytes in use before any model is loaded: on the CPU those of this process."""
-    return 0 if device.type == "cuda" else peak_memory(device)
-
-
 def peak_memory(device: torch.device) -> int:
     """Highest memory so far in bytes: allocated by PyTorch on a CUDA device, resident in this process on the CPU."""
     if device.type == "cuda":

@@ -121,18 +121,15 @@ def _checked(dotted: str, value: Any, source: str, keys: Keys) -> Any:
         raise UserError(f"{where}: expected {_TYPE_NAMES[kind]}, got {_spelt(value)}")
     if get_origin(spec.type) is Literal and value not in get_args(spec.type):
         raise UserError(f"{where}: expected one of {', '.join(get_args(spec.type))}, got {_spelt(value)}")
-    _check_range(spec, value, f"{where}: expected {_TYPE_NAMES[kind]}")
-    if kind is int and value >= 10**100:                            # ``dump`` could not write all that Python can hold
-        raise UserError(f"{where}: expected an integer of at most 100 digits, got {_spelt(value)}")
-    return value
-
-
-def _check_range(spec: "dataclasses.Field[Any]", value: Any, expected: str) -> None:
     limits = [(sign, spec.metadata[name], holds) for sign, name, holds in
               (("≥", "low", operator.ge), (">", "above", operator.gt), ("≤", "high", operator.le))
               if spec.metadata[name] is not None]
     if not all(holds(value, bound) for _, bound, holds in limits):
-        raise UserError(f"{expected} {' and '.join(f'{sign} {bound}' for sign, bound, _ in limits)}, got {_spelt(value)}")
+        expected = f"{_TYPE_NAMES[kind]} {' and '.join(f'{sign} {bound}' for sign, bound, _ in limits)}"
+        raise UserError(f"{where}: expected {expected}, got {_spelt(value)}")
+    if kind is int and value >= 10**100:                            # ``dump`` could not write all that Python can hold
+        raise UserError(f"{where}: expected an integer of at most 100 digits, got {_spelt(value)}")
+    return value
 
 
 def _spelt(value: object) -> str:

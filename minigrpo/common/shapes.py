@@ -1,23 +1,16 @@
 """A tensor's name ends in its axes, and ``check(logp_BC=x, advantage_B=y)`` checks that its shape agrees."""
 
-from typing import Protocol
+import torch
+from torch import Tensor
 
 
-class Shaped(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> object: ...
-
-
-def check(**named: "Shaped | int") -> None:
+def check(**named: Tensor | int) -> None:
     """Check that every tensor has the axes that its name ends in, and that equal letters mean equal sizes.
 
     An integer ties a letter to a size; an axis written 1 has size one. Call it at the door of a public function.
 
     Raises ``ValueError`` that names the tensor, the expected axes and the shape got.
 
-    >>> import torch
     >>> check(logp_BC=torch.zeros(2, 3), advantage_B=torch.zeros(2), C=3)
     >>> check(logp_BC=torch.zeros(2, 3), advantage_B=torch.zeros(4))
     Traceback (most recent call last):
@@ -31,17 +24,15 @@ def check(**named: "Shaped | int") -> None:
         if not underscore:
             raise ValueError(f"{name}: a tensor's name must end in its axes, as in {name}_BC")
         shape = tuple(tensor.shape)
-        fits = len(axes) == len(shape)
-        for axis, size in zip(axes, shape):
-            fits = fits and size == (1 if axis == "1" else sizes.setdefault(axis, size))
-        if not fits:
+        if len(axes) != len(shape) or any(size != (1 if axis == "1" else sizes.setdefault(axis, size))
+                                          for axis, size in zip(axes, shape)):
             known = ", ".join(f"{axis}={sizes[axis]}" for axis in dict.fromkeys(axes) if axis in sizes)
             ties = f" with {known}" if known else ""
             raise ValueError(f"{name}: expected [{', '.join(axes)}]{ties}, got {list(shape)}")
 
 
-def check_boolean(**masks: Shaped) -> None:
+def check_boolean(**masks: Tensor) -> None:
     """Check that masks are boolean; a mask of numbers would weigh instead of select. ``ValueError`` names the mask."""
     for name, mask in masks.items():
-        if str(mask.dtype) != "torch.bool":
+        if mask.dtype != torch.bool:
             raise ValueError(f"{name}: expected a boolean tensor, got {mask.dtype}")

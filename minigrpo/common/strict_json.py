@@ -1,4 +1,4 @@
-"""JSON and JSON Lines from untrusted files, read strictly: anything unexpected is one sentence.
+"""JSON and JSON Lines: those of untrusted files, read strictly, so that anything unexpected is one sentence; and our records.
 
 A form says what is expected of a value: a type or a union of types, ``[kind]`` for a list of any length,
 ``{key: kind}`` for an object that has these keys, and maybe others, ``{...: kind}`` for one of any keys, ``(kind, kind)`` for
@@ -6,12 +6,14 @@ either, ``object`` for anything.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 from minigrpo.common.errors import UserError
+from minigrpo.common.files import flush, named, write_whole
 
 Json = dict[str, Any]
 Form = Mapping[Any, object]          # key, or ``...`` for any → what is expected of its value
@@ -131,3 +133,38 @@ def _integer(text: str) -> int:
     measured(text)
     return int(text)
 
+
+# ------------------------------------------------------------------------------------------------------------ our records
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Which kind of record of a run's metrics.jsonl this is: "step" or "evaluation". Runs that were made before records said
+    so are told by what only a step has."""
+    return record.get("kind") or ("step" if "reward" in record else "evaluation")
+
+
+class JsonLines:
+    """An append-only JSONL file, one record a line, on disk as soon as written."""
+
+    def __init__(self, path: Path, *, keep: Callable[[Mapping[str, Any]], bool] | None = None) -> None:
+        """``keep``: first cut an existing file back to the records for which it is true; a torn last line goes too."""
+        self.path = path
+        if path.exists() and keep is not None:
+            *whole, _ = path.read_bytes().split(b"\n")          # bytes: a torn line may end within a character
+            write_whole(path, b"".join(line + b"\n" for i, line in enumerate(whole, start=1)
+                                       if keep(parse_object(line, {"step": int}, f"{path}:{i}", number=float))))
+        self.file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """NaN and ±inf become null; a value of a database for which JSON has no type becomes text."""
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+                  for key, value in record.items()}
+        with named(self.path):
+            self.file.write(json.dumps(finite, ensure_ascii=False, default=str) + "\n")
+            self.file.flush()
+
+    def flush(self) -> None:
+        """Flush to disk, so that what was written survives a power cut."""
+        flush(self.path)
+
+    def close(self) -> None:
+        with named(self.path):
+            self.file.close()

@@ -12,10 +12,10 @@ from minigrpo.common.console import table
 from minigrpo.common.errors import UserError
 from minigrpo.common.grouping import group_by
 from minigrpo.common.strict_json import NUMBER, read_lines
-from minigrpo.evaluation.figures import CEILINGS, LABELS, OF_A_ROW, Row, figures, percents
-from minigrpo.evaluation.intervals import difference_intervals, mcnemar
-from minigrpo.evaluation.result_tables import Cells, percent
+from minigrpo.evaluation import figures
+from minigrpo.evaluation.figures import CEILINGS, LABELS, OF_A_ROW, Cells, Row, mcnemar, percent, percents
 
+asked = itemgetter("question", "gold")          # what makes two rows' question the same
 ROW_FORM = {"split": str, "index": int, "question": str, "gold": str, "status": str, "strict": NUMBER}
 
 
@@ -41,11 +41,6 @@ def read_rows(place: Path, splits: Collection[str]) -> dict[str, Row]:
     return rows
 
 
-def asked(row: Row) -> tuple[object, object]:
-    """What makes two rows' question the same."""
-    return row["question"], row["gold"]
-
-
 def compare(a: Mapping[str, Row], b: Mapping[str, Row], names: tuple[object, object]) -> dict[str, dict[str, Any]]:
     """By split: each figure of both, its difference b − a and the interval of that, paired by question; and on how many
     questions both, only one or neither is strictly right, with McNemar's exact p.
@@ -62,10 +57,10 @@ def compare(a: Mapping[str, Row], b: Mapping[str, Row], names: tuple[object, obj
 
 
 def _compare_split(a: Sequence[Row], b: Sequence[Row]) -> dict[str, Any]:
-    found_a, found_b = figures(a), figures(b)
+    found_a, found_b = figures.figures(a), figures.figures(b)
     both = [name for name in LABELS if name in found_a and name in found_b and name not in CEILINGS]
     found_a, found_b = ({name: found[name] for name in both} for found in (found_a, found_b))
-    percent_a, percent_b, ends = percents(found_a), percents(found_b), difference_intervals(found_a, found_b)
+    percent_a, percent_b, ends = percents(found_a), percents(found_b), figures.difference_intervals(found_a, found_b)
     right = [(bool(row_a["strict"]), bool(row_b["strict"])) for row_a, row_b in zip(a, b)]
     only_a, only_b = right.count((True, False)), right.count((False, True))
     return {"n": len(a), "figures": {name: {"a": percent_a[name], "b": percent_b[name],
@@ -81,11 +76,7 @@ def comparison_table(split: str, of: Mapping[str, Any]) -> Cells:
                "{:+.1f} to {:+.1f}".format(*found["interval"])] for name, found in of["figures"].items())]
 
 
-def show_counts(of: Mapping[str, Any]) -> str:
-    counts = of["strict"]
-    return (f"strict on {of['n']} questions: both {counts['both']}, only A {counts['only_a']}, only B {counts['only_b']}, "
-            f"neither {counts['neither']}; p = {counts['mcnemar_p']:.2g}")
-
-
 def show_comparison(found: Mapping[str, Mapping[str, Any]], draw: Callable[[Cells], str] = table) -> str:
-    return "\n\n".join(f"{draw(comparison_table(split, of))}\n\n{show_counts(of)}" for split, of in found.items())
+    counts = "both {both}, only A {only_a}, only B {only_b}, neither {neither}; p = {mcnemar_p:.2g}"
+    return "\n\n".join(f"{draw(comparison_table(split, of))}\n\nstrict on {of['n']} questions: {counts.format(**of['strict'])}"
+                       for split, of in found.items())

@@ -1,20 +1,25 @@
-"""How right is a policy, or a file of programs, on a split? One row a question, and a summary. Does not depend on training."""
+"""How right is a policy, or a file of programs, on a split? One row a question, and a summary; or one question by hand. Does
+not depend on training."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minigrpo import config
 from minigrpo.common.clock import Clock
-from minigrpo.common.console import progress, say, table
+from minigrpo.common.console import labelled, progress, say, table
 from minigrpo.common.errors import UserError
 from minigrpo.common.grouping import group_by
 from minigrpo.common.strict_json import read_lines
 from minigrpo.evaluation.figures import Row, add_intervals, summarise
+from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.policy import Policy
-from minigrpo.rollout import generate
-from minigrpo.task.contract import Problem, Task, Verdict
+from minigrpo.rollout import Group, collect, generate
+from minigrpo.task.contract import Problem, Task
 
 
 def evaluate_policy(problems: Sequence[Problem], policy: Policy, task: Task, generation: config.Generation,
@@ -36,13 +41,9 @@ def evaluate_policy(problems: Sequence[Problem], policy: Policy, task: Task, gen
 def judge_rows(tries: Sequence[tuple[Problem, str | None]], task: Task) -> list[Row]:
     """A row for each (problem, program or answer), whoever wrote it."""
     verdicts = task.judge(tries, Clock(), rewarded=False)
-    return [make_row(problem, verdict, task) for (problem, _), verdict in zip(tries, verdicts)]
-
-
-def make_row(problem: Problem, verdict: Verdict, task: Task) -> Row:
-    return {"split": problem.split, "index": problem.index, "kind": problem.kind, "question": problem.text,
-            "gold": problem.answer, task.language: verdict.extracted, "status": verdict.status, "answer": verdict.answer,
-            **task.figures(problem, verdict)}
+    return [{"split": problem.split, "index": problem.index, "kind": problem.kind, "question": problem.text,
+             "gold": problem.answer, task.language: verdict.extracted, "status": verdict.status, "answer": verdict.answer,
+             **task.figures(problem, verdict)} for (problem, _), verdict in zip(tries, verdicts)]
 
 
 def report_splits(splits: Mapping[str, Sequence[Problem]], train: Sequence[Problem], policy: Policy, task: Task,
@@ -81,10 +82,8 @@ def read_predictions(path: Path, language: str) -> dict[tuple[str, int], str | N
 # ------------------------------------------------------------------------------------------------- what guessing would score
 def blind_guesses(train: Iterable[Problem]) -> dict[str, str]:
     """{kind: its most frequent training answer}: the guess of somebody who has not read the question."""
-    answers: dict[str, Counter[str]] = {}
-    for problem in train:
-        answers.setdefault(problem.kind, Counter())[problem.answer] += 1
-    return {kind: counts.most_common(1)[0][0] for kind, counts in answers.items()}
+    return {kind: Counter(problem.answer for problem in problems).most_common(1)[0][0]
+            for kind, problems in group_by(train, attrgetter("kind")).items()}
 
 
 def add_ceilings(rows: Sequence[Row], problems: Sequence[Problem], guesses: Mapping[str, str] | None, task: Task) -> None:
@@ -105,11 +104,8 @@ def before_after(split: str, before: Mapping, after: Mapping) -> str:
     shown = {name: head for name, head in columns.items() if name in before and name in after}
 
     def line(label: str, then: Mapping, now: Mapping, digits: int) -> list[str]:
-        def figure(value: float) -> str:
-            return f"{value:.{digits if value < 100 else 0}f}"
-
-        return [label, *(figure(now[name]) if name == "blind" else f"{figure(then[name])}→{figure(now[name])}"
-                         for name in shown)]
+        old, new = ([f"{of[name]:.{digits if of[name] < 100 else 0}f}" for name in shown] for of in (then, now))
+        return [label, *(b if name == "blind" else f"{a}→{b}" for name, a, b in zip(shown, old, new))]
 
     return table([[split, *shown.values()],
                   *(line(kind, before["kinds"][kind], after["kinds"][kind], 0) for kind in sorted(after["kinds"])),
@@ -123,3 +119,33 @@ def show_report(record: Mapping[str, Mapping]) -> None:
     if record:
         say("\nBefore→after, in percent. suite: right on a second database too.\n"
             "blind: what one constant answer for each kind of question would score.")
+
+
+# -------------------------------------------------------------------------------------- one question that nobody has answered
+def write_candidates(problem: Problem, policy: Policy, task: Task, generation: config.Generation,
+                     generator: torch.Generator) -> Group:
+    """The problem's group, as training would see it except for the rewards: without a known answer there are none."""
+    group, = collect([problem], policy, task, generation, generator=generator, clock=Clock(), rewarded=False)
+    return group
+
+
+def score(completion: Completion, generation: config.Generation) -> float:
+    """How likely the policy finds it: what beams are ranked by, or Σ log-prob of a sample."""
+    length = len(completion.ids) ** generation.length_penalty if generation.method == "beam" else 1
+    return sum(completion.logprobs) / length
+
+
+def show_candidates(group: Group, task: Task, generation: config.Generation) -> str:
+    """The question and each different candidate with its score, best first, and what it gave, within 80 columns."""
+    method = (f"{generation.completions} beams, scored Σ log-prob / length^{generation.length_penalty:g}"
+              if generation.method == "beam" else
+              f"{generation.completions} samples at temperature {generation.temperature:g}, scored Σ log-prob")
+    about = [line for label, text in task.about(group.problem) for line in labelled(label, text)]
+    lines = [*labelled("question", group.problem.text), *about, *labelled("method", method)]
+    ranked = sorted(group.rollouts, key=lambda rollout: -score(rollout.completion, generation))
+    for extracted, (best, *others) in group_by(ranked, lambda rollout: rollout.verdict.extracted).items():
+        written = f"{score(best.completion, generation):.3g}" + (f", written {1 + len(others)} times" if others else "")
+        cut = "" if best.completion.stopped else f", cut off after {len(best.completion.ids)} tokens"
+        lines += ["", *labelled("score", written + cut), *labelled(task.language.upper(), extracted or ""),
+                  *task.show(best.verdict)]
+    return "\n".join(lines)

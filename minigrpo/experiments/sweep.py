@@ -15,7 +15,7 @@ from pathlib import Path
 from minigrpo import config
 from minigrpo.common.console import say, table
 from minigrpo.common.errors import UserError, unknown
-from minigrpo.evaluation.result_tables import markdown
+from minigrpo.evaluation.figures import markdown
 from minigrpo.experiments.definitions import EXPERIMENTS, Experiment, Keys, layout
 from minigrpo.reports.run_reader import Records, read_run
 from minigrpo.training.folder import has_steps

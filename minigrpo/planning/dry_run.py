@@ -11,27 +11,16 @@ import torch
 from minigrpo import config
 from minigrpo.common.clock import Clock
 from minigrpo.common.console import labelled, say, table, verbatim
-from minigrpo.common.device import choose_device, choose_dtype, generator, program_memory, set_up_torch, total_memory
+from minigrpo.common.device import choose_device, choose_dtype, peak_memory, set_up_torch, total_memory
 from minigrpo.common.errors import UserError
 from minigrpo.common.strict_json import read_object
 from minigrpo.planning.memory import Load, Plan, make_plan, measure_rates, step_seconds
 from minigrpo.policy.architecture import Architecture, read_architecture
 from minigrpo.policy.files.hub import find_model
-from minigrpo.policy.files.new_model import create_model
-from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
+from minigrpo.policy.tokenizer import load_tokenizer
 from minigrpo.task.contract import Problem, Task
-from minigrpo.task.kinds import make_task
-from minigrpo.training.data import Data, load_data
-from minigrpo.training.starting_model import (
-    adapter_facts,
-    check_prompts_fit,
-    check_start,
-    draw_examples,
-    new_texts,
-    prompt_stop_ids,
-    untaught,
-)
-from minigrpo.training.warmup import encode_examples
+from minigrpo.task.kinds import Data, load_data, make_task
+from minigrpo.training import starting_model
 
 GB = 1e9
 
@@ -42,26 +31,29 @@ def dry_run(cfg: config.Config) -> int:
     set_up_torch(cfg.run.threads)
     task = make_task(cfg)
     data = load_data(cfg, task)
-    check_start(cfg, task, data.train)
+    starting_model.check_start(cfg, task, data.train)
     device = choose_device(cfg.model.device)
-    dtype, facts = choose_dtype(cfg.model.dtype, device), adapter_facts(cfg)
+    dtype, facts = choose_dtype(cfg.model.dtype, device), starting_model.adapter_facts(cfg)
     with task, _model_files(cfg, task, data.train) as folder:
         architecture = read_architecture(read_object(folder / "config.json", {}), str(folder / "config.json"))
-        tokenizer = load_tokenizer(folder, prompt_stop_ids(task, folder))
-        longest = check_prompts_fit(tokenizer, architecture.max_positions, task, data.all, cfg.generation.max_new_tokens)
-        load = Load(longest, _longest_example(cfg, task, data.train, tokenizer, architecture.max_positions))
+        tokenizer, context = load_tokenizer(folder, starting_model.prompt_stop_ids(task, folder)), architecture.max_positions
+        longest = starting_model.check_prompts_fit(tokenizer, context, task, data.all, cfg.generation.max_new_tokens)
+        examples = starting_model.warmup_examples(cfg, task, data.train, tokenizer, context) if cfg.warmup.source else []
+        load = Load(longest, (max((len(prompt) for prompt, _ in examples), default=0),
+                              max((len(written) for _, written in examples), default=0)))
         checked = _check_solutions(task, data.all)
         prompt, about = task.prompt(data.train[0]), task.about()
-    program = program_memory(device)
+    program = peak_memory(device) if device.type == "cpu" else 0
     plan = make_plan(cfg, architecture, load, rank=facts["rank"], targets=facts["targets"], dtype=dtype,
                      keeps_search=device.type != "cpu" and not cfg.model.checkpointing)
     splits = {cfg.task.split: data.train, cfg.evaluation.split: data.dev, **data.report}
+    kept = str(dtype).removeprefix("torch.")
     kind = f"{architecture.family}, {architecture.layers} layers of width {architecture.width}"
     say("\n".join([
         *labelled("data", " · ".join(f"{name} {len(members):,}" for name, members in splits.items())),
         *(line for label, text in about for line in labelled(label, text)),
         *(labelled("solutions", f"{checked:,} known ones run and none failed") if checked else []),
-        *labelled("model", f"{cfg.model.path} ({kind}): {plan.parameters:,} parameters, {_name(dtype)} on {device}"),
+        *labelled("model", f"{cfg.model.path} ({kind}): {plan.parameters:,} parameters, {kept} on {device}"),
         *labelled("adapters", f"{plan.adapters:,} parameters in float32: rank {facts['rank']} beside "
                               f"{', '.join(facts['targets'])}"),
         *labelled("context", f"prompts of at most {longest} tokens and {cfg.generation.max_new_tokens} new ones, of "
@@ -76,21 +68,11 @@ def dry_run(cfg: config.Config) -> int:
 def _model_files(cfg: config.Config, task: Task, train: Sequence[Problem]) -> Iterator[Path]:
     """The model's folder without its weights; a new model is made aside and thrown away."""
     if cfg.model.path != "new":
-        yield find_model(untaught(cfg), weights=False)
+        yield find_model(starting_model.untaught(cfg), weights=False)
         return
     with tempfile.TemporaryDirectory() as folder:
-        create_model(Path(folder), new_texts(task, train), generator=generator(cfg.run.seed, 0, "weights"),
-                     **vars(cfg.model.new))
+        starting_model.make_new(cfg, task, train, Path(folder))
         yield Path(folder)
-
-
-def _longest_example(cfg: config.Config, task: Task, train: Sequence[Problem], tokenizer: Tokenizer,
-                     limit: int) -> tuple[int, int]:
-    if not cfg.warmup.source:
-        return 0, 0
-    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), task.prompt, tokenizer, limit,
-                               cfg.generation.stop_strings)
-    return max(len(prompt) for prompt, _ in examples), max(len(written) for _, written in examples)
 
 
 def _check_solutions(task: Task, problems: Sequence[Problem]) -> int:
@@ -140,7 +122,3 @@ def _show_time(cfg: config.Config, plan: Plan, architecture: Architecture, data:
                                  f"GB/s and a call in {rates.call * 1e6:.2g} µs"),
             *labelled("hours", f"about {(steps * step + looking) / 3600:.2g}, evaluations included"
                                + (", the warm-up not" if cfg.warmup.source else ""))]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

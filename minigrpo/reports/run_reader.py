@@ -11,8 +11,7 @@ from typing import Any
 from minigrpo import config
 from minigrpo.common.errors import UserError
 from minigrpo.common.grouping import group_by
-from minigrpo.common.json_lines import kind_of
-from minigrpo.common.strict_json import NUMBER, Form, Json, Number, fits, measured, read_lines, read_object, spell
+from minigrpo.common.strict_json import NUMBER, Form, Json, Number, fits, kind_of, measured, read_lines, read_object, spell
 from minigrpo.evaluation.figures import LABELS
 from minigrpo.task.contract import Verdict
 from minigrpo.task.kinds import make_task

@@ -79,25 +79,20 @@ class Task(Protocol):
 
     def load(self, split: str, solutions: str = "") -> Sequence[Any]:
         """The problems of a split. ``solutions`` says where known solutions come from, as the config's ``warmup.source``."""
-        ...
 
     def test_splits(self) -> list[str]:
         """The names of the splits to report, whether their files are there or not."""
-        ...
 
     def has_split(self, split: str) -> bool:
         """Whether ``load`` would find the split."""
-        ...
 
     def prompt(self, problem: Any) -> str:
         """The text after which the model writes."""
-        ...
 
     def judge(self, tries: Sequence[Try], clock: Clock, *, rewarded: bool = True) -> list[Verdict]:
         """A verdict for each try, in order. Seconds go to the phases "execute" and "reward" of ``clock``. With ``rewarded``
         off nobody knows the answer, and rewards are 0. Whatever a completion does is a verdict; ``TaskError`` is raised only
         if the task's own machinery fails."""
-        ...
 
     # ---------------------------------------------------------------------------------------- defaults: what a task may keep
     def __enter__(self) -> "Task":

@@ -1,22 +1,13 @@
 """A run under way: its steps, records, samples, checkpoints and signals; resuming. Does not depend on any loss or task.
 
-    out/config.toml                        the resolved config
-    out/metrics.jsonl                      one record a step, and one an evaluation ("dev/strict", ...)
-    out/samples.jsonl                      now and then a group in full
-    out/checkpoints/step-000025/           adapter in peft's layout, optimiser state, state.json, SHA256SUMS (checkpoints.py)
-    out/summary.json                       the report splits before and after; their rows in before.jsonl, after.jsonl
-    out/new, out/base, out/warmup          what training starts from, if it was made here (starting_model.py)
-
-A step is in the records only if it is in the checkpoint: resuming starts from the newest undamaged checkpoint and cuts the
-records back to it.
+README.md beside this file lists what is in a run's folder. A step is in the records only if it is in the checkpoint: resuming
+starts from the newest undamaged checkpoint and cuts the records back to it.
 """
 
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -25,25 +16,22 @@ from minigrpo import config
 from minigrpo.common.clock import Clock, average
 from minigrpo.common.console import headline, labelled, progress, say
 from minigrpo.common.device import peak_memory
+from minigrpo.common.errors import first_signal
 from minigrpo.common.files import write_whole
 from minigrpo.common.grouping import group_by
-from minigrpo.common.json_lines import JsonLines, kind_of
-from minigrpo.common.process import first_signal
-from minigrpo.common.strict_json import NUMBER, read_object
+from minigrpo.common.strict_json import NUMBER, JsonLines, kind_of, read_object
 from minigrpo.policy.files.adapters import load_adapter, save_adapter
 from minigrpo.policy.files.tensors import load_tensors, save_tensors
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.policy import Policy
 from minigrpo.rollout import Group, group_metrics
 from minigrpo.task.contract import Task
-from minigrpo.training.checkpoints import drop_states, newest_state, state_folder, write_state
-from minigrpo.training.dropped_steps import DROPPED_FORM, DroppedSteps, load_dropped
-from minigrpo.training.optimizer_state import load_optimizer, optimizer_tensors
+from minigrpo.training import folder
 from minigrpo.update import Update
 
 CHECKPOINTS_KEPT = 2                            # the newest ones, besides the best one on the evaluation split
 # What a checkpoint's state.json and a summary.json must have.
-STATE_FORM = {"evaluated": int, "best": ({"step": int, "strict": NUMBER}, type(None)), "dropped": DROPPED_FORM}
+STATE_FORM = {"evaluated": int, "best": ({"step": int, "strict": NUMBER}, type(None)), "dropped": folder.DROPPED_FORM}
 SUMMARY_FORM = {"steps": int, ...: (int, {...: {...: object}})}
 
 
@@ -61,10 +49,10 @@ class Run:
         self.cfg, self.policy, self.optimizer, self.task, self.adapter_facts = cfg, policy, optimizer, task, adapter_facts
         self.folder, self.done, self.saved, self.evaluated = Path(cfg.out), 0, 0, 0
         self.best: dict[str, float] | None = None
-        self.dropped = DroppedSteps()
+        self.dropped = folder.DroppedSteps()
         self.met: list[int] = []                        # the signal to stop by, if there was one
         self.reporting = False
-        if found := newest_state(self.folder / "checkpoints", STATE_FORM):
+        if found := folder.newest_state(self.folder / "checkpoints", STATE_FORM):
             self._load(*found)
         # An evaluation counts only once the checkpoint says so: a record that was written just before is made again.
         self.metrics = JsonLines(self.folder / "metrics.jsonl", keep=lambda record: record["step"] < (
@@ -124,8 +112,9 @@ class Run:
         file = self.folder / "summary.json"
         record = read_object(file, SUMMARY_FORM) if file.exists() else {}
         if moment not in record or moment == "after" and record["steps"] != self.done:
-            with self._reporting():
-                rows, summary = evaluate()
+            self.reporting = True                       # a signal ends it at once: it takes long, and is rerun on resume
+            rows, summary = evaluate()
+            self.reporting = False
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_whole(self.folder / f"{moment}.jsonl", lines.encode())
             record |= {"steps": self.done, moment: summary}
@@ -138,24 +127,24 @@ class Run:
         for records in (self.metrics, self.samples):
             records.flush()
         facts = {"evaluated": self.evaluated, "best": self.best, "dropped": vars(self.dropped)}
-        with write_state(self.folder / "checkpoints", self.done, facts) as aside:
+        with folder.write_state(self.folder / "checkpoints", self.done, facts) as aside:
             save_adapter(self.policy.model, aside, **self.adapter_facts)
-            save_tensors(aside / "optimizer.safetensors",
-                         optimizer_tensors(self.optimizer, adapter_parameters(self.policy.model)))
+            state = folder.optimizer_tensors(self.optimizer, adapter_parameters(self.policy.model))
+            save_tensors(aside / "optimizer.safetensors", state)
         self.saved = self.done
         self._drop()
 
-    def _load(self, folder: Path, state: dict[str, Any]) -> None:
-        load_adapter(self.policy.model, folder, base=self.adapter_facts["base"])
-        load_optimizer(self.optimizer, adapter_parameters(self.policy.model),
-                       load_tensors(folder / "optimizer.safetensors"))
+    def _load(self, newest: Path, state: dict[str, Any]) -> None:
+        load_adapter(self.policy.model, newest, base=self.adapter_facts["base"])
+        moments = load_tensors(newest / "optimizer.safetensors")
+        folder.load_optimizer(self.optimizer, adapter_parameters(self.policy.model), moments)
         self.done = self.saved = state["step"]
-        self.evaluated, self.best, self.dropped = state["evaluated"], state["best"], load_dropped(state["dropped"])
+        self.evaluated, self.best, self.dropped = state["evaluated"], state["best"], folder.load_dropped(state["dropped"])
         self._drop()                                    # newer ones are torn, and must not be kept in its place
 
     def _drop(self) -> None:
         best = None if self.best is None else int(self.best["step"])
-        drop_states(self.folder / "checkpoints", self.done, keep=CHECKPOINTS_KEPT, best=best)
+        folder.drop_states(self.folder / "checkpoints", self.done, keep=CHECKPOINTS_KEPT, best=best)
 
     def _optimizer_steps(self) -> float:
         """How often the adapters have moved; if it changed since the last record, a step is in progress."""
@@ -168,7 +157,7 @@ class Run:
         self.bar = progress(self.cfg.steps, "train", initial=self.done)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.signals.__exit__(None, None, None)
         self.bar.close()
         if self.moves == self._optimizer_steps() and self.saved != self.done:
@@ -176,14 +165,7 @@ class Run:
         self.metrics.close()
         self.samples.close()
         if self.saved:
-            say(f"saved: {state_folder(self.folder / 'checkpoints', self.saved)} ({self.saved} steps)")
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Within the block a signal ends the run at once: a report takes long, and is rerun on resume."""
-        self.reporting = True
-        yield
-        self.reporting = False
+            say(f"saved: {folder.state_folder(self.folder / 'checkpoints', self.saved)} ({self.saved} steps)")
 
 
 def sample_record(group: Group, advantages: Sequence[float], task: Task) -> dict[str, Any]:

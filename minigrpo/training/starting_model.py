@@ -32,15 +32,13 @@ from minigrpo.policy.policy import Policy, load_policy
 from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
 from minigrpo.task.contract import Problem, Task
 from minigrpo.task.stream import epoch_order
-from minigrpo.training.warmup import encode_examples, warm_up
+from minigrpo.training.warmup import Example, encode_examples, warm_up
 
 
 # --------------------------------------------------------------------------------------------------------- where it stands
 def base_path(cfg: config.Config) -> str:
     """The folder or hub id of the frozen weights under the adapters."""
-    if cfg.warmup.source and cfg.warmup.method == "full":
-        return str(Path(cfg.run.out) / "base")
-    return untaught(cfg)
+    return str(Path(cfg.run.out) / "base") if cfg.warmup.source and cfg.warmup.method == "full" else untaught(cfg)
 
 
 def untaught(cfg: config.Config) -> str:
@@ -58,10 +56,7 @@ def start_adapter(cfg: config.Config) -> str:
 
 def adapter_facts(cfg: config.Config) -> dict[str, Any]:
     """rank, alpha, targets and rank_stabilised: the config's, or those of the adapter that training starts from."""
-    if cfg.model.adapter:
-        return adapter_config(Path(cfg.model.adapter))
-    return {"rank": cfg.lora.rank, "alpha": cfg.lora.alpha, "targets": cfg.lora.targets,
-            "rank_stabilised": cfg.lora.rank_stabilised}
+    return adapter_config(Path(cfg.model.adapter)) if cfg.model.adapter else vars(cfg.lora)
 
 
 def load_start(cfg: config.Config, task: Task) -> Policy:
@@ -168,8 +163,7 @@ def make_start(cfg: config.Config, task: Task, train: Sequence[Problem], asked: 
     out = Path(cfg.run.out)
     if cfg.model.path == "new" and not (out / "new").exists():
         with whole_folder(out / "new") as aside:
-            create_model(aside, new_texts(task, train), generator=generator(cfg.run.seed, 0, "weights"),
-                         **vars(cfg.model.new))
+            make_new(cfg, task, train, aside)
     if not cfg.warmup.source:
         return
     made = out / ("base" if cfg.warmup.method == "full" else "warmup")
@@ -184,9 +178,10 @@ def make_start(cfg: config.Config, task: Task, train: Sequence[Problem], asked: 
     shutil.rmtree(out / "warmup-state", ignore_errors=True)
 
 
-def new_texts(task: Task, train: Sequence[Problem]) -> list[str]:
-    """The texts that a new model's tokenizer is trained on."""
-    return [text for problem in train for text in (task.prompt(problem), problem.solution or "")]
+def make_new(cfg: config.Config, task: Task, train: Sequence[Problem], folder: Path) -> None:
+    """A new model, with a tokenizer trained on the problems' prompts and solutions."""
+    texts = [text for problem in train for text in (task.prompt(problem), problem.solution or "")]
+    create_model(folder, texts, generator=generator(cfg.run.seed, 0, "weights"), **vars(cfg.model.new))
 
 
 def _warm_policy(cfg: config.Config, task: Task, train: Sequence[Problem], asked: Sequence[Problem]) -> Policy:
@@ -198,8 +193,7 @@ def _warm_policy(cfg: config.Config, task: Task, train: Sequence[Problem], asked
         parameter.requires_grad_(True)
     check_prompts_fit(policy.tokenizer, policy.model.architecture.max_positions, task, [*train, *asked],
                       cfg.generation.max_new_tokens)
-    examples = encode_examples(draw_examples(train, cfg.warmup.examples, cfg.run.seed), task.prompt, policy.tokenizer,
-                               policy.model.architecture.max_positions, cfg.generation.stop_strings)
+    examples = warmup_examples(cfg, task, train, policy.tokenizer, policy.model.architecture.max_positions)
     if long := sum(len(completion) > cfg.generation.max_new_tokens for _, completion in examples):
         say(f"warm-up: {long} of {len(examples)} solutions can never be written: they are longer\n"
             f"than generation.max_new_tokens = {cfg.generation.max_new_tokens}")
@@ -208,9 +202,15 @@ def _warm_policy(cfg: config.Config, task: Task, train: Sequence[Problem], asked
         rows = evaluate_policy(asked, policy, task, cfg.generation, cfg.evaluation.batch)
         return float(summarise(rows, {cfg.evaluation.split: len(asked)}, task.outcomes)[cfg.evaluation.split]["strict"])
 
-    warm_up(policy.model, parameters, examples, cfg.warmup, seed=cfg.run.seed, micro_batch_tokens=cfg.grpo.micro_batch_tokens,
-            max_grad_norm=cfg.grpo.max_grad_norm, save_every=cfg.run.save_every, score=score, folder=Path(cfg.run.out))
+    warm_up(policy.model, parameters, examples, cfg, score)
     return policy
+
+
+def warmup_examples(cfg: config.Config, task: Task, train: Sequence[Problem], tokenizer: Tokenizer,
+                    limit: int) -> list[Example]:
+    """What the warm-up is shown; ``limit``: the model's context."""
+    drawn = draw_examples(train, cfg.warmup.examples, cfg.run.seed)
+    return encode_examples(drawn, task.prompt, tokenizer, limit, cfg.generation.stop_strings)
 
 
 def draw_examples(train: Sequence[Problem], count: int, seed: int) -> list[Problem]:

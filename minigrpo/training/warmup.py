@@ -6,7 +6,6 @@ Copying a name from the question into the SQL is learned within a few steps, whi
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from minigrpo.batch import pack, scoring_explained
 from minigrpo.common.clock import Clock
 from minigrpo.common.console import progress, say
 from minigrpo.common.device import settle
-from minigrpo.common.errors import UserError
-from minigrpo.common.json_lines import JsonLines
-from minigrpo.common.process import first_signal
-from minigrpo.common.strict_json import NUMBER
+from minigrpo.common.errors import UserError, first_signal
+from minigrpo.common.strict_json import NUMBER, JsonLines
 from minigrpo.policy.files.tensors import load_tensors, save_tensors
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.model import CausalLM
@@ -30,14 +27,12 @@ from minigrpo.policy.tokenizer import Tokenizer
 from minigrpo.policy.tree import pad_completions, pad_prompts
 from minigrpo.task.contract import Problem
 from minigrpo.task.stream import ProblemStream
-from minigrpo.training.checkpoints import drop_states, newest_state, write_state
-from minigrpo.training.dropped_steps import DROPPED_FORM, DroppedSteps, load_dropped
-from minigrpo.training.optimizer_state import load_optimizer, optimizer_tensors
+from minigrpo.training import folder
 from minigrpo.update import Update, move
 
 RAMP_STEPS = 20                                 # in which the learning rate rises to its full value
 MIN_PACE = 0.1                                  # share of the learning rate that is kept near stop_at
-STATE_FORM = {"strict": NUMBER, "dropped": DROPPED_FORM}        # what a state.json must have
+STATE_FORM = {"strict": NUMBER, "dropped": folder.DROPPED_FORM}        # what a state.json must have
 
 Example = tuple[list[int], list[int]]           # ids of the prompt, ids of the solution with what ends it
 
@@ -62,16 +57,16 @@ def encode_examples(problems: Sequence[Problem], prompt: Callable[[Any], str], t
     return examples
 
 
-def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer, examples: Sequence[Example], *,
-                      micro_batch_tokens: int, max_grad_norm: float) -> Update:
+def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer, examples: Sequence[Example],
+                      grpo: config.GRPO) -> Update:
     """One step of maximum likelihood, by the same pass that scores rollouts: each example is a group with one completion.
 
     ``loss`` is the mean of −log p over all completion tokens of the examples, whatever the micro-batches. A step that is not
     finite is dropped, as in ``update``.
     """
     tokens, loss, scored = sum(len(completion) for _, completion in examples), 0.0, dict[int, Tensor]()
-    with scoring_explained(model, micro_batch_tokens):
-        for chosen in pack([(len(prompt), len(completion)) for prompt, completion in examples], 1, micro_batch_tokens):
+    with scoring_explained(model, grpo.micro_batch_tokens):
+        for chosen in pack([(len(prompt), len(completion)) for prompt, completion in examples], 1, grpo.micro_batch_tokens):
             prompts = pad_prompts([examples[i][0] for i in chosen], device=model.device)
             ids_Q1C, mask_Q1C = pad_completions([[examples[i][1]] for i in chosen], device=model.device)
             logp_BC = completion_logprobs(model, prompts, ids_Q1C, mask_Q1C)
@@ -84,90 +79,82 @@ def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer, example
             broken = [i for i, logp_C in sorted(scored.items()) if not logp_C.isfinite().all()]
             return f"the log-probs of example {broken[0] + 1} of {len(examples)}" if broken else ""
 
-        moved = move(model, optimizer, max_grad_norm, loss, example_at_fault)
+        moved = move(model, optimizer, grpo.max_grad_norm, loss, example_at_fault)
         return Update({"loss": loss, **moved.metrics}, moved.fault)
 
 
-@dataclass
 class WarmUp:
     """A warm-up under way: what moves, how far it has come, and where that is kept."""
 
-    model: CausalLM
-    parameters: Mapping[str, nn.Parameter]
-    examples: Sequence[Example]
-    cfg: config.Warmup
-    folder: Path
-
-    def __post_init__(self) -> None:
-        """Continue from the newest state that is there."""
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.cfg.learning_rate, betas=(0.9, 0.98),
-                                           weight_decay=0.0)
-        self.total = math.ceil(len(self.examples) * self.cfg.epochs / self.cfg.batch)
-        self.done, self.reached, self.dropped = 0, 0.0, DroppedSteps()
-        self.states = self.folder / "warmup-state"
-        if found := newest_state(self.states, STATE_FORM):
+    def __init__(self, model: CausalLM, parameters: Mapping[str, nn.Parameter], cfg: config.Config, total: int) -> None:
+        """Continue from the newest state that is there. ``total``: steps in all."""
+        self.model, self.parameters, self.cfg, self.total, out = model, parameters, cfg, total, Path(cfg.run.out)
+        self.optimizer = torch.optim.AdamW(parameters.values(), cfg.warmup.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.done, self.reached, self.dropped = 0, 0.0, folder.DroppedSteps()
+        self.states = out / "warmup-state"
+        if found := folder.newest_state(self.states, STATE_FORM):
             self._load(*found)
-        self.records = JsonLines(self.folder / "warmup.jsonl", keep=lambda record: record["step"] < self.done)
+        self.records = JsonLines(out / "warmup.jsonl", keep=lambda record: record["step"] < self.done)
 
     @property
     def over(self) -> bool:
-        return self.done >= self.total or bool(self.cfg.stop_at) and self.reached >= self.cfg.stop_at
+        stop_at = self.cfg.warmup.stop_at
+        return self.done >= self.total or bool(stop_at) and self.reached >= stop_at
 
     def learning_rate(self) -> float:
         """It rises over ``RAMP_STEPS``, then falls: with the part of the way to ``stop_at`` that is left, or, without
         ``stop_at``, evenly over the steps."""
-        stop_at = self.cfg.stop_at
+        stop_at = self.cfg.warmup.stop_at
         pace = max(MIN_PACE, 1 - self.reached / stop_at) if stop_at else 1 - self.done / self.total
-        return self.cfg.learning_rate * min(1.0, (self.done + 1) / RAMP_STEPS) * pace
+        return self.cfg.warmup.learning_rate * min(1.0, (self.done + 1) / RAMP_STEPS) * pace
 
-    def step(self, examples: Sequence[Example], score: Callable[[], float], micro_batch_tokens: int,
-             max_grad_norm: float) -> dict[str, float]:
+    def step(self, examples: Sequence[Example], score: Callable[[], float]) -> dict[str, float]:
         """One update on ``examples`` and, every ``look_every`` steps, a look at the score; the record of both."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         clock = Clock(partial(settle, self.model.device))
         with clock("update"):
-            report = supervised_update(self.model, self.optimizer, examples, micro_batch_tokens=micro_batch_tokens,
-                                       max_grad_norm=max_grad_norm)
+            report = supervised_update(self.model, self.optimizer, examples, self.cfg.grpo)
         record = {"step": self.done, **report.metrics, **clock.metrics()}
         self.dropped.see(self.done, report.fault)
         self.done += 1
-        if self.cfg.stop_at and (self.done % self.cfg.look_every == 0 or self.done == self.total):
+        if self.cfg.warmup.stop_at and (self.done % self.cfg.warmup.look_every == 0 or self.done == self.total):
             self.reached = record["strict"] = score()
         self.records.write(record)
         return record
 
     def save(self) -> None:
         self.records.flush()
-        drop_states(self.states, self.done - 1, keep=1)     # before writing: a state of all weights is large, so never three
-        with write_state(self.states, self.done, {"strict": self.reached, "dropped": vars(self.dropped)}) as aside:
+        folder.drop_states(self.states, self.done - 1, keep=1)     # first: a state of all weights is large: never three
+        facts = {"strict": self.reached, "dropped": vars(self.dropped)}
+        with folder.write_state(self.states, self.done, facts) as aside:
             save_tensors(aside / "parameters.safetensors", self.parameters)
-            save_tensors(aside / "optimizer.safetensors", optimizer_tensors(self.optimizer, self.parameters))
+            save_tensors(aside / "optimizer.safetensors", folder.optimizer_tensors(self.optimizer, self.parameters))
 
     def _load(self, newest: Path, state: dict[str, Any]) -> None:
         for name, tensor in load_tensors(newest / "parameters.safetensors").items():
             self.parameters[name].data.copy_(tensor)
-        load_optimizer(self.optimizer, self.parameters, load_tensors(newest / "optimizer.safetensors"))
-        drop_states(self.states, state["step"], keep=1)     # a newer one is torn, and must not be kept in its place
-        self.done, self.reached, self.dropped = state["step"], state["strict"], load_dropped(state["dropped"])
+        folder.load_optimizer(self.optimizer, self.parameters, load_tensors(newest / "optimizer.safetensors"))
+        folder.drop_states(self.states, state["step"], keep=1)     # a newer one is torn: it must not be kept in its place
+        self.done, self.reached, self.dropped = state["step"], state["strict"], folder.load_dropped(state["dropped"])
 
 
-def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: Sequence[Example], cfg: config.Warmup, *,
-            seed: int, micro_batch_tokens: int, max_grad_norm: float, save_every: int, score: Callable[[], float],
-            folder: Path) -> None:
+def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: Sequence[Example],
+            cfg: config.Config, score: Callable[[], float]) -> None:
     """Train ``parameters`` (all of the model's, or its adapters') for all epochs, or until ``score()`` reaches ``stop_at``.
 
-    ``folder`` holds a record of the steps and, meanwhile, the newest states to resume from. Too many steps in a row that are
+    ``run.out`` holds a record of the steps and, meanwhile, the newest states to resume from. Too many steps in a row that are
     not finite end it (``FloatingPointError``). The first SIGINT or SIGTERM ends it after the step in progress, saved
     (``SystemExit``); the second one at once.
     """
-    stream, run = ProblemStream(examples, cfg.batch, seed), WarmUp(model, parameters, examples, cfg, folder)
+    stream, stop_at = ProblemStream(examples, cfg.warmup.batch, cfg.run.seed), cfg.warmup.stop_at
+    run = WarmUp(model, parameters, cfg, math.ceil(len(examples) * cfg.warmup.epochs / cfg.warmup.batch))
     with progress(run.total, "warm-up", initial=run.done) as bar, first_signal() as met:
         while not run.over and not met:
-            record = run.step(stream.batch(run.done), score, micro_batch_tokens, max_grad_norm)
-            bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {run.reached:.0f}%" if cfg.stop_at else ""))
+            record = run.step(stream.batch(run.done), score)
+            bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f" strict {run.reached:.0f}%" if stop_at else ""))
             bar.update()
-            if run.done % save_every == 0 or run.dropped.enough():
+            if run.done % cfg.run.save_every == 0 or run.dropped.enough():
                 run.save()
             run.dropped.check()
     if met and run.done:
@@ -175,5 +162,6 @@ def warm_up(model: CausalLM, parameters: Mapping[str, nn.Parameter], examples: S
     run.records.close()
     if met:
         raise SystemExit(128 + met[0])
-    if cfg.stop_at and run.reached < cfg.stop_at:
-        say(f"warm-up: all {cfg.epochs} epochs are over at {run.reached:.1f} % strict, below warmup.stop_at = {cfg.stop_at:g}")
+    if stop_at and run.reached < stop_at:
+        say(f"warm-up: all {cfg.warmup.epochs} epochs are over at {run.reached:.1f} % strict, "
+            f"below warmup.stop_at = {stop_at:g}")

@@ -14,8 +14,7 @@ from typing import Any
 
 from minigrpo.common.files import write_whole
 from minigrpo.evaluation.compare import show_comparison
-from minigrpo.evaluation.figures import LABELS
-from minigrpo.evaluation.result_tables import markdown
+from minigrpo.evaluation.figures import LABELS, markdown
 from tests.paths import ROOT
 
 Figures = dict[str, Any]

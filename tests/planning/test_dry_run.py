@@ -13,8 +13,7 @@ from minigrpo.planning.dry_run import GB, show_memory
 from minigrpo.planning.memory import Phase, Plan
 from minigrpo.policy.files.tensors import load_tensors
 from minigrpo.policy.tokenizer import load_tokenizer
-from minigrpo.task.kinds import make_task
-from minigrpo.training.data import load_data
+from minigrpo.task.kinds import load_data, make_task
 from minigrpo.training.folder import checkpoints
 from tests.quick import rest_slow
 

@@ -346,7 +346,7 @@ def two_steps(model, length):
         optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters())
         examples = [(ids, torch.randint(V, (C,), generator=draws).tolist()) for ids in prompts]
         for step in range(2):
-            supervised_update(model, optimizer, examples, micro_batch_tokens=cfg.grpo.micro_batch_tokens, max_grad_norm=1.0)
+            supervised_update(model, optimizer, examples, cfg.grpo)
         return
     add_lora(model, rank=cfg.lora.rank, alpha=cfg.lora.alpha, targets=cfg.lora.targets, generator=draws)
     optimizer = make_optimizer(model, cfg.grpo)

@@ -29,9 +29,7 @@ from minigrpo.task.contract import Verdict
 from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.answer import Question, render_answer
 from minigrpo.task.sql.engines.database import Execution
-from minigrpo.training.checkpoints import write_state
-from minigrpo.training.folder import checkpoints, open_folder
-from minigrpo.training.optimizer_state import optimizer_tensors
+from minigrpo.training.folder import checkpoints, open_folder, optimizer_tensors, write_state
 from minigrpo.training.run import Run, show
 from minigrpo.training.starting_model import adapter_facts, load_start
 from minigrpo.update import Update, make_optimizer

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minigrpo.config import GRPO
 from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.model import CausalLM
@@ -25,8 +26,7 @@ def supervised(model, examples=EXAMPLES, *, micro_batch_tokens=8192, max_grad_no
     """(gradient by name, report) of one step of SGD with a rate of 1; the model is put back."""
     start = snapshot(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    report = supervised_update(model, optimizer, examples, micro_batch_tokens=micro_batch_tokens,
-                               max_grad_norm=max_grad_norm).metrics
+    report = supervised_update(model, optimizer, examples, GRPO(micro_batch_tokens=micro_batch_tokens, max_grad_norm=max_grad_norm)).metrics
     moved = {name: start[name] - now for name, now in snapshot(model).items()}
     model.load_state_dict(start)
     return moved, report
@@ -76,7 +76,7 @@ def test_a_supervised_step_through_adapters_moves_nothing_else(sql_model):
     before, named = snapshot(model), adapter_parameters(model)
     optimizer = torch.optim.SGD(named.values(), lr=1.0)
     expected = torch.autograd.grad(cross_entropy(model, EXAMPLES), list(named.values()))
-    supervised_update(model, optimizer, EXAMPLES, micro_batch_tokens=1, max_grad_norm=1e9)
+    supervised_update(model, optimizer, EXAMPLES, GRPO(micro_batch_tokens=1, max_grad_norm=1e9))
     for (name, parameter), gradient in zip(named.items(), expected):
         torch.testing.assert_close(before[name] - parameter, gradient, rtol=1e-4, atol=1e-6)
     assert all(torch.equal(before[name], now) for name, now in snapshot(model).items() if name not in named)
@@ -98,5 +98,5 @@ def test_a_supervised_step_leaves_no_gradient_to_the_next(sql_model):
     """The second of two equal steps with a rate of 0 has the same gradient as the first, not twice it."""
     model = exact(sql_model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    first, second = (supervised_update(model, optimizer, EXAMPLES, micro_batch_tokens=1, max_grad_norm=1.0) for _ in range(2))
+    first, second = (supervised_update(model, optimizer, EXAMPLES, GRPO(micro_batch_tokens=1)) for _ in range(2))
     assert first == second and all(parameter.grad is None for parameter in model.parameters())

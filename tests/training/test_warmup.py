@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from minigrpo.common.device import generator
-from minigrpo.config import Generation, Warmup
+from minigrpo.config import GRPO, Generation, Run, Warmup, load_config
 from minigrpo.policy.files.new_model import create_model
 from minigrpo.policy.files.tensors import load_tensors
 from minigrpo.policy.generation.search import Completion
@@ -24,7 +25,7 @@ from minigrpo.rollout import generate
 from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data import athletes
 from minigrpo.task.sql.prompt import extract_sql
-from minigrpo.training.checkpoints import write_state
+from minigrpo.training.folder import write_state
 from minigrpo.training.warmup import encode_examples, warm_up
 from tests.quick import rest_slow
 
@@ -96,12 +97,13 @@ def warm(policy: Policy, folder: Path, *, score: Callable[[], float] = unasked, 
          method: Callable[[Policy], dict] = all_weights, seed: int = 0, micro_batch_tokens: int = 8192, save_every: int = 100,
          max_grad_norm: float = 1.0, **options: object) -> Warmed:
     """Twenty examples, four a step; five steps an epoch unless told otherwise."""
-    cfg = Warmup(**{"source": "athletes", "batch": 4, "epochs": 1, "learning_rate": 1e-2, **options})
+    warmup = Warmup(**{"source": "athletes", "batch": 4, "epochs": 1, "learning_rate": 1e-2, **options})
+    cfg = replace(load_config("/dev/null"), warmup=warmup, run=Run(out=str(folder), seed=seed, save_every=save_every),
+                  grpo=GRPO(micro_batch_tokens=micro_batch_tokens, max_grad_norm=max_grad_norm))
     parameters = method(policy)
     examples = encode(QUESTIONS, prompt, policy, [";"]) if examples is None else examples
     folder.mkdir(exist_ok=True)
-    warm_up(policy.model, parameters, examples, cfg, seed=seed, micro_batch_tokens=micro_batch_tokens,
-            max_grad_norm=max_grad_norm, save_every=save_every, score=score, folder=folder)
+    warm_up(policy.model, parameters, examples, cfg, score)
     return Warmed({name: parameter.detach().clone() for name, parameter in parameters.items()}, records(folder), folder)
 
 
