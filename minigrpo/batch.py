@@ -12,7 +12,7 @@ from minigrpo.common.clock import Clock
 from minigrpo.common.device import memory_explained
 from minigrpo.common.shapes import check, check_boolean
 from minigrpo.grpo import group_advantages
-from minigrpo.policy.fast.kept import release
+from minigrpo.policy.fast.replay import release
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import reference
 from minigrpo.policy.model import CausalLM

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from minigrpo.planning import dry_run
 from minigrpo.planning.memory import measure_rates
 from minigrpo.policy.architecture import read_architecture
-from minigrpo.policy.files.tensors import save_tensors
+from minigrpo.policy.files.weights import save_tensors
 from minigrpo.policy.model import CausalLM
 from minigrpo.task.sql.engines.mariadb import open_private
 from tests.mariadb_server import skip_without_mariadb

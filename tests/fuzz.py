@@ -35,9 +35,7 @@ from minigrpo.common.strict_json import JsonLines
 from minigrpo.config import dump_config, load_config
 from minigrpo.evaluation.compare import compare, read_rows, show_comparison
 from minigrpo.evaluation.evaluate import read_predictions
-from minigrpo.policy.files.adapters import adapter_config, load_adapter, save_adapter
-from minigrpo.policy.files.new_model import create_model
-from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.files.weights import adapter_config, create_model, load_adapter, load_model, save_adapter
 from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.policy import load_policy
 from minigrpo.policy.tokenizer import load_tokenizer

@@ -143,7 +143,7 @@ def test_nobody_imports_the_recipes():
 
 
 @pytest.mark.parametrize("library, home", [
-    ("tokenizers", "policy/tokenizer"), ("safetensors", "policy/files/tensors"), ("huggingface_hub", "policy/files/hub"),
+    ("tokenizers", "policy/tokenizer"), ("safetensors", "policy/files/weights"), ("huggingface_hub", "policy/files/hub"),
     ("sqlite3", "task/sql/engines/sqlite"), ("tqdm", "common/console"), ("matplotlib", "reports/plots")])
 def test_a_library_is_named_in_one_file(library, home):
     assert users_of(library) == [home]

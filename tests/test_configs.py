@@ -22,8 +22,7 @@ import transformers
 
 from minigrpo.config import load_config
 from minigrpo.policy.architecture import read_architecture
-from minigrpo.policy.files.new_model import initialise
-from minigrpo.policy.files.tensors import save_tensors
+from minigrpo.policy.files.weights import initialise, save_tensors
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import train_bpe
 from minigrpo.task.kinds import load_data, make_task

@@ -23,7 +23,7 @@ import torch
 
 import minigrpo.training.warmup
 from minigrpo.config import load_config
-from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.policy.files.weights import load_tensors
 from minigrpo.task.kinds import make_task
 from minigrpo.task.sql.answer import render_answer
 from minigrpo.task.sql.engines.database import run_all

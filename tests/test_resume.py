@@ -29,11 +29,11 @@ SHORT = ("warmup.examples=96", "warmup.epochs=6", "warmup.stop_at=99", "warmup.l
          "reward.preset=minigrpo.experiments.definitions.brevity")
 
 # In the order in which a run comes by: what is over when a signal comes does not come again.
-PLACES = ["new_model.create_model", "warmup.supervised_update", "warmup.save", "warmup.supervised_update",
+PLACES = ["weights.create_model", "warmup.supervised_update", "warmup.save", "warmup.supervised_update",
           "evaluate.evaluate_policy", "warmup.save", "weights.save_model", "evaluate.report_splits", "run.report",
           "rollout.generate", "database.run_all", "update.update", "run.save", "rollout.generate", "run.record",
           "evaluate.evaluate_policy", "run.save", "update.update", "run.record_evaluation", "evaluate.report_splits"]
-ONCE = ["new_model.create_model", "weights.save_model", "run.report"]
+ONCE = ["weights.create_model", "weights.save_model", "run.report"]
 
 # Imports all once, then forks a run for each line it reads: [arguments], signal, place, seconds before and within the place.
 # It answers with the run's status and where it was when the signal came.

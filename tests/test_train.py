@@ -21,8 +21,7 @@ import torch
 import minigrpo.task.sql.task
 from minigrpo.common.files import lock_folder
 from minigrpo.config import load_config
-from minigrpo.policy.files.tensors import load_tensors, save_tensors
-from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.files.weights import load_model, load_tensors, save_tensors
 from minigrpo.task.sql.engines.database import Database
 from minigrpo.training.folder import checkpoints
 from tests.mariadb_server import needs_mariadb

@@ -25,11 +25,11 @@ from minigrpo.policy.fast.replay import Replay
 from minigrpo.policy.fast.stacked import adapters_held
 from minigrpo.policy.generation.beams import Beams
 from minigrpo.policy.generation.growing_tree import GrowingTree
-from minigrpo.policy.generation.sampling import Draws
+from minigrpo.policy.generation.search import Draws
 from minigrpo.policy.logprobs import logprobs_at
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.stopping import Stopping
+from minigrpo.policy.tokenizer import Stopping
 from minigrpo.policy.tree import Prompts
 
 MOMENTS = 2                     # that AdamW keeps of a parameter, in float32

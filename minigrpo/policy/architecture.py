@@ -1,4 +1,4 @@
-"""A Hugging Face config.json → the few facts in which decoder families differ. Does not depend on tensors or files.
+"""A Hugging Face config.json → the few facts in which decoder families differ. Does not depend on files.
 
 One decoder (``model.py``) serves every family. A feature that it lacks is refused here, by name, before any weight is read.
 """
@@ -7,19 +7,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from minigrpo.common.errors import UserError
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Rotary frequencies stretched for long contexts. ``kind`` "linear": all divided by ``factor``; "llama3": slow ones
-    divided, fast ones kept, with a ramp between (Llama 3.1), by wavelength against ``original_positions``."""
+    """Rotary frequencies stretched for longer contexts. ``kind`` "linear": all are divided by ``factor``. "llama3", as in
+    Llama 3.1: fast ones (short wavelengths) stay, slow ones are divided by the factor, those between are interpolated."""
 
     kind: str
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_positions: float = 8192.0
+
+    def stretch(self, frequencies: Tensor) -> Tensor:
+        if self.kind == "linear":
+            return frequencies / self.factor
+        turns = self.original_positions * frequencies / (2 * math.pi)           # full turns within the old context
+        keep = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0.0, 1.0)
+        return keep * frequencies + (1 - keep) * frequencies / self.factor
 
 
 @dataclass(frozen=True)

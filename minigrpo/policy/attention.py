@@ -1,4 +1,5 @@
-"""Attention over a plain sequence, a cache or a tree: what the scores are masked by, and the products. Has no weights."""
+"""Attention over a plain sequence, a cache or a tree: positions, what the scores are masked by, and the products. Has no
+weights."""
 
 from typing import NamedTuple
 
@@ -6,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigrpo.policy.fast.few_rows import masked_attention
+from minigrpo.policy.architecture import Architecture
+from minigrpo.policy.fast.products import masked_attention
 from minigrpo.policy.tree import TreeVisibility
 
 
@@ -70,3 +72,23 @@ def attend_tree(query_QNSH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: 
     out_QNPH = attend(query_QNPH, key_QMPH, value_QMPH, bias.trunk)
     out_BNCH = attend(own(query_QNXH).flatten(0, 1), behind(key_QMPH, key_QMXH), behind(value_QMPH, value_QMXH), bias.branch)
     return torch.cat([out_QNPH, out_BNCH.unflatten(0, (Q, K)).transpose(1, 2).flatten(2, 3)], dim=2)
+
+
+# ---------------------------------------------------------------------------------------------------- rotary positions
+def rotary_angles(architecture: Architecture, positions_QT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos_QTH and sin_QTH by which rotary positions (arXiv 2104.09864) turn a head's pairs, in float32. Both halves of H are
+    alike, except that the first half's sines are negative, as ``rotate`` needs them."""
+    exponents = torch.arange(0, architecture.head_size, 2, device=positions_QT.device).float() / architecture.head_size
+    frequencies = 1.0 / architecture.rope_theta ** exponents
+    if architecture.rope_scaling is not None:
+        frequencies = architecture.rope_scaling.stretch(frequencies)
+    angles = positions_QT[:, :, None].float() * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+
+def rotate(x_QTNH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (i, i + H/2) of each head by the position's angles: (a, b) → (a cos − b sin, b cos + a sin)."""
+    cos_QTH, sin_QTH = rotary
+    turned_QTNH = x_QTNH.roll(x_QTNH.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x_QTNH * cos_QTH[:, :, None], turned_QTNH, sin_QTH[:, :, None])

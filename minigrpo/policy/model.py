@@ -12,16 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 from minigrpo.common.shapes import check
 from minigrpo.policy.architecture import Architecture
-from minigrpo.policy.attention import Bias, attend, attention_biases
+from minigrpo.policy.attention import Bias, attend, attention_biases, rotary_angles, rotate
 from minigrpo.policy.cache import KVCache, LayerCache
 from minigrpo.policy.fast.gate import recomputed
-from minigrpo.policy.fast.onednn import Linear, linear
+from minigrpo.policy.fast.products import Linear, linear
 from minigrpo.policy.fast.stacked import project
-from minigrpo.policy.rotary import rotary_angles, rotate
 from minigrpo.policy.tree import TreeVisibility, within_window
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x,
-approximate="tanh")}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
 
 class CausalLM(nn.Module):

@@ -9,8 +9,7 @@ from minigrpo.common.errors import UserError
 from minigrpo.policy.files.hub import find_model
 from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.stopping import Stopping, compile_stopping
-from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer
+from minigrpo.policy.tokenizer import Stopping, Tokenizer, compile_stopping, load_tokenizer
 
 
 @dataclass(frozen=True)

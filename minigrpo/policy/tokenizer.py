@@ -1,15 +1,23 @@
-"""tokenizer.json → ids and back, and the stop ids. Padding is never inferred from ids. Does not depend on the model."""
+"""tokenizer.json → ids and back, and when a completion ends. Padding is never inferred from ids. Does not depend on the model.
+
+A completion ends with the token that is a stop id or completes a stop string. The string may end anywhere within the token and
+stretch over any number of tokens. What decides it is the finite automaton of Aho and Corasick (1975) over the strings' bytes,
+driven a token at a time: its state is one integer a sequence and its table is a tensor, so a search can look ahead over the
+whole vocabulary without leaving the device.
+"""
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Rust
+from torch import Tensor
 
 from minigrpo.common.errors import UserError
 from minigrpo.common.strict_json import read_object
@@ -96,15 +104,10 @@ def train_bpe(texts: Iterable[str], size: int) -> Rust:
     return rust
 
 
-def _gpt2_alphabet() -> dict[str, int]:
-    """The printable characters by which byte-level BPE files write the 256 bytes: printable Latin-1 stands for itself, the
-    rest for code points from 256 on, in order."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-_ALPHABET = _gpt2_alphabet()
+# The printable characters by which byte-level BPE files write the 256 bytes: printable Latin-1 stands for itself, the rest
+# for code points from 256 on, in order.
+_SIGNS = sorted(pre_tokenizers.ByteLevel.alphabet())
+_ALPHABET = dict(zip(_SIGNS, sorted(range(256), key=lambda byte: chr(byte) not in _SIGNS)))
 
 
 def _byte_level(piece: str) -> bytes:
@@ -117,3 +120,57 @@ def _sentencepiece(piece: str) -> bytes:
     if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):               # byte fallback: <0x3B>
         return bytes.fromhex(piece[3:5])
     return piece.replace("\u2581", " ").encode()
+
+
+# --------------------------------------------------------------------------------------------- the end of a completion
+@dataclass(frozen=True, eq=False)
+class Stopping:
+    """``next_UV``: the state after a token; state 0 is the start, the last (U − 1) is "ended". ``ends_UV``: the token ends
+    it."""
+
+    next_UV: Tensor
+    ends_UV: Tensor
+
+    def to(self, device: torch.device) -> "Stopping":
+        return Stopping(self.next_UV.to(device), self.ends_UV.to(device))
+
+
+def compile_stopping(token_bytes: Sequence[bytes], stop_ids: Sequence[int], stop_strings: Sequence[str]) -> Stopping:
+    """The automaton of a vocabulary (``token_bytes[id]``: what the token adds to the text; special tokens add nothing).
+
+    >>> vocabulary = [b"<eos>", b"a", b"ab", b"b;"]
+    >>> stopping = compile_stopping([b"", *vocabulary[1:]], stop_ids=[0], stop_strings=["aab"])
+    >>> state = 0
+    >>> for token in (1, 1, 2):                 # "a", "a", "ab": the third token completes "aab"
+    ...     ended, state = bool(stopping.ends_UV[state, token]), int(stopping.next_UV[state, token])
+    >>> ended, bool(stopping.ends_UV[0, 0]), bool(stopping.ends_UV[0, 2])
+    (True, True, False)
+    """
+    prefixes = sorted({text.encode()[:i] for text in stop_strings for i in range(len(text.encode()))} | {b""}, key=len)
+    number = {prefix: i for i, prefix in enumerate(prefixes)}
+    needles, ended = tuple(text.encode() for text in stop_strings), len(prefixes)
+    if b"" in needles:
+        raise UserError("a stop string is empty: every completion would end before it began")
+
+    def after(seen: bytes, added: bytes) -> int:
+        """The state when ``added`` follows a text whose longest tail that begins a stop string is ``seen``."""
+        text = seen + added
+        if any(needle in text for needle in needles):
+            return ended
+        return next(number[text[start:]] for start in range(len(text) + 1) if text[start:] in number)
+
+    next_UV = torch.zeros(ended + 1, len(token_bytes), dtype=torch.long)
+    relevant, beginning = {byte for needle in needles for byte in needle}, defaultdict(list)
+    for token, added in enumerate(token_bytes):
+        beginning[added[:1]].append(token)
+        if not relevant.isdisjoint(added):                      # any other token leaves state 0 as it is
+            next_UV[0, token] = after(b"", added)
+    for seen, state in list(number.items())[1:]:                # shortest first: the row of its longest tail is done
+        tail = next(number[seen[start:]] for start in range(1, len(seen) + 1) if seen[start:] in number)
+        next_UV[state] = next_UV[tail]                          # as its tail's, except for tokens that continue it
+        for following in {needle[len(seen):][:1] for needle in needles if needle.startswith(seen)} | {b""}:
+            for token in beginning[following]:
+                next_UV[state, token] = after(seen, token_bytes[token])
+    next_UV[:, list(stop_ids)] = ended
+    next_UV[ended] = ended
+    return Stopping(next_UV, next_UV == ended)

@@ -20,8 +20,7 @@ from minigrpo.common.errors import first_signal
 from minigrpo.common.files import write_whole
 from minigrpo.common.grouping import group_by
 from minigrpo.common.strict_json import NUMBER, JsonLines, kind_of, read_object
-from minigrpo.policy.files.adapters import load_adapter, save_adapter
-from minigrpo.policy.files.tensors import load_tensors, save_tensors
+from minigrpo.policy.files.weights import load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.policy import Policy
 from minigrpo.rollout import Group, group_metrics

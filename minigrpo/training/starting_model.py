@@ -23,10 +23,8 @@ from minigrpo.common.files import whole_folder
 from minigrpo.evaluation.evaluate import evaluate_policy
 from minigrpo.evaluation.figures import summarise
 from minigrpo.policy.fast.fuse import fuse
-from minigrpo.policy.files.adapters import adapter_config, load_adapter, save_adapter
 from minigrpo.policy.files.hub import find_model
-from minigrpo.policy.files.new_model import create_model
-from minigrpo.policy.files.weights import load_model, save_model
+from minigrpo.policy.files.weights import adapter_config, create_model, load_adapter, load_model, save_adapter, save_model
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.policy import Policy, load_policy
 from minigrpo.policy.tokenizer import Tokenizer, load_tokenizer

@@ -20,7 +20,7 @@ from minigrpo.common.console import progress, say
 from minigrpo.common.device import settle
 from minigrpo.common.errors import UserError, first_signal
 from minigrpo.common.strict_json import NUMBER, JsonLines
-from minigrpo.policy.files.tensors import load_tensors, save_tensors
+from minigrpo.policy.files.weights import load_tensors, save_tensors
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer

@@ -127,7 +127,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     from minigrpo.policy.fast.fuse import fuse
     from minigrpo.policy.generation.growing_tree import GrowingTree
     from minigrpo.policy.generation.search import beam_search, sample
-    from minigrpo.policy.stopping import Stopping
+    from minigrpo.policy.tokenizer import Stopping
     from minigrpo.policy.tree import pad_prompts
     from minigrpo.rollout import Group, Rollout
     from minigrpo.task.contract import Verdict

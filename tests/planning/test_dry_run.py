@@ -11,7 +11,7 @@ import pytest
 from minigrpo.config import load_config
 from minigrpo.planning.dry_run import GB, show_memory
 from minigrpo.planning.memory import Phase, Plan
-from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.policy.files.weights import load_tensors
 from minigrpo.policy.tokenizer import load_tokenizer
 from minigrpo.task.kinds import load_data, make_task
 from minigrpo.training.folder import checkpoints

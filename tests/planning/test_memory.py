@@ -320,10 +320,10 @@ from minigrpo.config import load_config
 from minigrpo.common.clock import Clock
 from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.lora import add_lora
-from minigrpo.policy.files.new_model import initialise
+from minigrpo.policy.files.weights import initialise
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.generation.search import beam_search
-from minigrpo.policy.stopping import Stopping
+from minigrpo.policy.tokenizer import Stopping
 from minigrpo.policy.files.weights import load_model
 from minigrpo.rollout import Group, Rollout
 from minigrpo.task.contract import Verdict
@@ -386,8 +386,7 @@ def test_two_steps_of_a_real_process_take_what_the_plan_says(shape, prompt, over
     full length: within 15 percent of the plan, with what the process held before, where the C library keeps no gaps. Adapted
     layers' weights are copied out of the mapped file, whose pages, which anybody else may have, stay resident while nobody
     wants them: they are counted, but not planned."""
-    from minigrpo.policy.files.new_model import initialise
-    from minigrpo.policy.files.tensors import save_tensors
+    from minigrpo.policy.files.weights import initialise, save_tensors
     from minigrpo.policy.model import CausalLM
     architecture = read_architecture(shape)
     model = CausalLM(architecture)

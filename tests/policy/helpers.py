@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from minigrpo.policy.cache import KVCache
-from minigrpo.policy.files.new_model import create_model
-from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.files.weights import create_model, load_model
 from minigrpo.policy.generation.growing_tree import GrowingTree
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import TARGETS, adapter_parameters, adapters, add_lora

@@ -9,7 +9,7 @@ from minigrpo.policy.fast.fuse import fuse
 from minigrpo.policy.generation.search import beam_search, sample
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import adapter_parameters, add_lora
-from minigrpo.policy.stopping import compile_stopping
+from minigrpo.policy.tokenizer import compile_stopping
 from minigrpo.policy.tree import pad_completions, pad_prompts
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

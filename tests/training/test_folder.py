@@ -15,8 +15,7 @@ import torch
 
 from minigrpo.common.errors import UserError
 from minigrpo.config import Config, dump_config, load_config
-from minigrpo.policy.files.tensors import load_tensors, save_tensors
-from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.files.weights import load_model, load_tensors, save_tensors
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.training.folder import (
     MAX_DROPPED_IN_A_ROW,

@@ -21,7 +21,7 @@ from minigrpo.common.clock import Clock
 from minigrpo.common.console import headline, progress
 from minigrpo.common.errors import UserError
 from minigrpo.config import load_config
-from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.policy.files.weights import load_tensors
 from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.rollout import Group, Rollout

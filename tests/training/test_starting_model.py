@@ -17,9 +17,7 @@ from minigrpo.batch import make_batch
 from minigrpo.common.clock import Clock
 from minigrpo.common.device import generator
 from minigrpo.config import Config, load_config
-from minigrpo.policy.files.adapters import adapter_config, save_adapter
-from minigrpo.policy.files.tensors import load_tensors
-from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.files.weights import adapter_config, load_model, load_tensors, save_adapter
 from minigrpo.policy.lora import adapter_parameters, adapters, reference
 from minigrpo.policy.policy import Policy
 from minigrpo.rollout import collect

@@ -16,8 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from minigrpo.common.device import generator
 from minigrpo.config import GRPO, Generation, Run, Warmup, load_config
-from minigrpo.policy.files.new_model import create_model
-from minigrpo.policy.files.tensors import load_tensors
+from minigrpo.policy.files.weights import create_model, load_tensors
 from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.lora import adapter_parameters, add_lora
 from minigrpo.policy.policy import Policy, load_policy

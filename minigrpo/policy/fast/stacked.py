@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from minigrpo.policy.fast.onednn import linear
+from minigrpo.policy.fast.products import linear
 
 
 class Adapted(Protocol):
@@ -58,9 +58,7 @@ def link_siblings(model: nn.Module) -> None:
 
 def stack_of(layer: Adapted) -> "Stack":
     """Where the layer's weights lie beside its siblings'; laid together when first asked for, and again after ``model.to``."""
-    if layer.stack is None or layer.stack.parted:
-        return Stack(layer.siblings)
-    return layer.stack
+    return Stack(layer.siblings) if layer.stack is None or layer.stack.parted else layer.stack
 
 
 def stacks(model: nn.Module) -> set["Stack"]:
@@ -222,21 +220,11 @@ def backward_op(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, A: Tensor,
     return grad_x.contiguous(), grad_A, grad_Bs
 
 
-@held_op.register_fake
-def _(x: Tensor, whole: Tensor, bias: Tensor | None, B: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], whole.shape[0])
-
-
-@forward_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, Bs: list[Tensor], starts: list[int],
-      scalings: list[float]) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], A.shape[0])
-
-
-@backward_op.register_fake
-def _(grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, A: Tensor, Bs: list[Tensor], starts: list[int],
-      scalings: list[float]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    return torch.empty_like(x), torch.empty_like(A), [torch.empty_like(B) for B in Bs]
+held_op.register_fake(lambda x, whole, bias, B: x.new_empty(x.shape[0], whole.shape[0]))
+forward_op.register_fake(lambda x, weight, bias, A, *_: (x.new_empty(x.shape[0], weight.shape[0]),
+                                                         x.new_empty(x.shape[0], A.shape[0])))
+backward_op.register_fake(lambda grad, x, low, weight, A, Bs, *_: (torch.empty_like(x), torch.empty_like(A),
+                                                                   [torch.empty_like(B) for B in Bs]))
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -11,8 +11,7 @@ from minigrpo.common.strict_json import read_object
 
 # The files of a model beside config.json and its weights: read here, or copied into models made from it.
 SIDE_FILES = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-"added_tokens.json",
-         "chat_template.jinja"]
+              "added_tokens.json", "chat_template.jinja"]
 # A repository may hold the weights a second time under other names, which are not fetched.
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
 
@@ -40,31 +39,26 @@ def find_model(path: str | Path, *, weights: bool = True) -> Path:
 
 
 def _fetch(name: str, files: list[str]) -> Path:
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.utils import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache, utils
     log_in = "log in by hf auth login, or set HF_TOKEN"
     try:
         return Path(snapshot_download(name, allow_patterns=files))
-    except HFValidationError:
+    except utils.HFValidationError:
         raise UserError(f"model.path: there is no folder {name}, nor can the hub have a model of that name") from None
     # Errors of its HTTP library (requests, httpx or httpx2), of an answer that is not the hub's, of its downloader in Rust.
-    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as error:         # type: ignore[misc]  # all are errors
+    except (OSError, ValueError, RuntimeError, *utils.HfHubHTTPError.__bases__) as error:   # type: ignore[misc]  # all are errors
         cached = try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str) and _is_whole(Path(cached).parent, weights=WEIGHT_FILES[0] in files):
-            return Path(cached).parent
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    if isinstance(cause, GatedRepoError):
+        if isinstance(cached, str):
+            folder = Path(cached).parent
+            weights = weight_files(folder) if WEIGHT_FILES[0] in files else []
+            if all(file.is_file() for file in (folder / "config.json", folder / "tokenizer.json", *weights)):
+                return folder
+        cause = error.__cause__ if isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__ else error
+    if isinstance(cause, utils.GatedRepoError):
         trouble = f"the hub's model of that name is gated: ask for access at {constants.ENDPOINT}/{name}, then {log_in}"
-    elif isinstance(cause, RepositoryNotFoundError):
+    elif isinstance(cause, utils.RepositoryNotFoundError):
         trouble = f"the hub has no public model of that name: check it; if it is private, {log_in}"
-    elif isinstance(cause, RevisionNotFoundError):
+    elif isinstance(cause, utils.RevisionNotFoundError):
         trouble = "the hub's model of that name has no revision main: fetch the one you want and give its folder"
     elif os.strerror(errno.ENOSPC) in str(cause):
         trouble = f"the disk is too full to fetch it into {constants.HF_HUB_CACHE}: make room, or set HF_HOME to another place"
@@ -73,11 +67,6 @@ def _fetch(name: str, files: list[str]) -> Path:
                    f"{constants.HF_HUB_CACHE}: give a folder, or fetch it where there is a network "
                    f"({(str(cause).strip() or repr(cause)).splitlines()[0]})")
     raise UserError(f"model.path: there is no folder {name}, and {trouble}")
-
-
-def _is_whole(folder: Path, *, weights: bool) -> bool:
-    needed = [folder / "config.json", folder / "tokenizer.json", *(weight_files(folder) if weights else [])]
-    return all(file.is_file() for file in needed)
 
 
 def weight_files(folder: Path) -> list[Path]:

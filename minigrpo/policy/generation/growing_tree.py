@@ -2,7 +2,7 @@
 
 The cache is never moved. A beam that changes parent changes which earlier slots it sees: it takes over the parent's row of
 booleans. All tensors keep their place and shape, and the place where a token goes is itself read from a tensor (``depth_1``),
-so that a step can be recorded once and replayed. The model is given in each call: see ``fast.kept``.
+so that a step can be recorded once and replayed. The model is given in each call: see ``fast.replay``.
 """
 
 import torch

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from minigrpo.common.errors import UserError
-from minigrpo.policy.fast.kept import kept_search
+from minigrpo.policy.fast.head import draw, log_softmax
+from minigrpo.policy.fast.replay import kept_search
 from minigrpo.policy.fast.stacked import adapters_held
-from minigrpo.policy.generation.beams import Beams
+from minigrpo.policy.generation.beams import Beams, Completion, Hypotheses
 from minigrpo.policy.generation.growing_tree import STRETCH, GrowingTree
-from minigrpo.policy.generation.hypotheses import Completion, Hypotheses
-from minigrpo.policy.generation.sampling import Draws
 from minigrpo.policy.lora import adapters
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.stopping import Stopping
+from minigrpo.policy.tokenizer import Stopping
 from minigrpo.policy.tree import pad_prompts
 
 ASK_EVERY = 8          # steps between two looks at "all finished" on an accelerator, which has to wait for a look
@@ -31,9 +31,8 @@ def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completion
     """The K = ``completions`` best hypotheses of a beam K wide, best first, for each prompt (token ids).
 
     A hypothesis is scored Σ log-prob / length^``length_penalty``, its stop token counted; the rule is in ``beams``. What is
-    still live at ``max_new_tokens`` is finished there, unstopped.
-
-    ``UserError`` for a prompt that does not fit the context, and if fewer than K different completions exist.
+    still live at ``max_new_tokens`` is finished there, unstopped. ``UserError`` for a prompt that does not fit the
+    context, and if fewer than K different completions exist.
     """
     make = partial(Beams, length_penalty=length_penalty, early_stopping=early_stopping)
     done = _search(make, model, prompts, completions, max_new_tokens, stopping, None)
@@ -48,9 +47,8 @@ def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: in
            stopping: Stopping, temperature: float = 1.0, generator: torch.Generator | None = None) -> list[list[Completion]]:
     """K = ``completions`` independent draws for each prompt; ``temperature`` 0 is greedy decoding.
 
-    Log-probs are those at ``temperature`` (at 1 when greedy). ``generator`` lives on the model's device.
-
-    ``UserError`` for a prompt that does not fit the context.
+    Log-probs are those at ``temperature`` (at 1 when greedy). ``generator`` lives on the model's device. ``UserError`` for a
+    prompt that does not fit the context.
     """
     make = partial(Draws, temperature=temperature)
     return _search(make, model, prompts, completions, max_new_tokens, stopping, generator).completions()
@@ -64,14 +62,12 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
         raise UserError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
                         f"{limit}: shorten the prompt or lower generation.max_new_tokens")
 
-    def new() -> Beams | Draws:
-        tree = GrowingTree(model, len(prompts), longest, completions, depth)
-        return make(tree, model, depth, stopping.to(model.device))
-
     with adapters_held(model):
-        kind = (make.func, *make.keywords.items(), len(prompts), completions, depth, stopping)
         read = (*model.parameters(), *(tensor for layer in adapters(model).values() for tensor in layer.active or ()))
-        kept = kept_search(model, model.device, kind, tuple(tensor.data_ptr() for tensor in read), new,
+        kind = (make.func, *make.keywords.items(), len(prompts), completions, depth, stopping, *map(Tensor.data_ptr, read))
+        kept = kept_search(model, model.device, kind,
+                           make=lambda: make(GrowingTree(model, len(prompts), longest, completions, depth), model, depth,
+                                             stopping.to(model.device)),
                            fits=lambda search: search.tree.has_room(longest))
         search, tree, replay = kept.search, kept.search.tree, kept.replay
         if isinstance(search, Draws):
@@ -83,3 +79,35 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
                 break
             replay(search.step, tree.reach(c - 1), model)
     return search.done
+
+
+class Draws:
+    """Sampling under way. All its tensors keep their place: ``begin`` and ``step`` can be recorded and replayed. So all that
+    chance decides is drawn before the first step: one uniform number a token."""
+
+    def __init__(self, tree: GrowingTree, model: CausalLM, depth: int, stopping: Stopping, *, temperature: float) -> None:
+        (Q, K, _), device = tree.visible_QKS.shape, model.device
+        self.tree, self.stopping, self.temperature = tree, stopping, temperature
+        self.done = Hypotheses.empty(Q, K, depth, model.dtype, device)
+        self.uniform_QKC = torch.zeros(Q, K, depth, dtype=torch.float64, device=device)     # 24 bits would miss rare tokens
+        self.state_QK, self.token_QK = (torch.zeros(Q, K, dtype=torch.long, device=device) for _ in range(2))
+
+    def select(self, logits_QKV: Tensor) -> None:
+        """Draw a token for each completion, or take the likeliest, and append it."""
+        depth_1, logp_QKV = self.tree.depth_1, log_softmax(logits_QKV, self.temperature or 1.0)
+        self.token_QK.copy_(draw(logp_QKV, self.uniform_QKC.index_select(2, depth_1)[:, :, 0]) if self.temperature
+                            else logp_QKV.argmax(dim=-1))
+        self.done.append(self.token_QK, logp_QKV.gather(2, self.token_QK[:, :, None])[:, :, 0],
+                         self.stopping.ends_UV[self.state_QK, self.token_QK], depth_1)
+        self.state_QK.copy_(self.stopping.next_UV[self.state_QK, self.token_QK])
+
+    def begin(self, model: CausalLM) -> None:
+        self.done.clear()
+        self.state_QK.zero_()
+        self.select(self.tree.prefill(model).expand(-1, self.tree.branches, -1))
+
+    def step(self, model: CausalLM) -> None:
+        self.select(self.tree.grow(model, self.token_QK))
+
+    def over(self) -> bool:
+        return bool(self.done.stopped_QK.all())

@@ -8,7 +8,7 @@ import torch
 from minigrpo.policy.fast.fuse import fuse
 from minigrpo.policy.generation.search import beam_search
 from minigrpo.policy.lora import adapter_parameters, add_lora
-from minigrpo.policy.stopping import compile_stopping
+from minigrpo.policy.tokenizer import compile_stopping
 from minigrpo.policy.tree import pad_prompts
 from tests.compiler import needs_compiler
 from tests.policy.helpers import PROMPTS, assert_close, gradients, random_ids

@@ -1,11 +1,11 @@
-"""The output head's log-probs and their slope, against plain autograd and TRL."""
+"""The output head's log-probs and their slope, against plain autograd and TRL; tokens drawn by uniform numbers."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minigrpo.policy.fast.head import log_softmax
+from minigrpo.policy.fast.head import draw, log_softmax
 from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.logprobs import token_logprobs
 
@@ -79,3 +79,24 @@ def test_what_a_bfloat16_head_costs_is_the_rounding_of_its_logits(checkpoint):
 def test_log_softmax_is_that_of_logits_cast_first(dtype, wide, temperature):
     logits = 5 * torch.randn(7, 61, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert log_softmax(logits, temperature).equal((logits.to(wide) / temperature).log_softmax(-1))
+
+
+# --------------------------------------------------------------------------------------------------------------- draws
+def test_rare_tokens_are_drawn_as_rarely_as_they_should_be():
+    """A likely token, 1,000 tokens of probability 1e-9 each, and a likely one. Numbers that lie 1e-10 apart within the rare ones'
+    share fall on each of these in turn; rounded to 24 bits, 6e-8 apart, they would fall on one in sixty."""
+    p_V = torch.tensor([0.5, *[1e-9] * 1000, 0.5 - 1e-6], dtype=torch.float64)
+    uniform_QK = 0.5 + (torch.arange(1000, dtype=torch.float64) + 0.5)[None] * 1e-9
+    assert draw(p_V.log().expand(1, 1000, -1), uniform_QK).tolist() == [list(range(1, 1001))]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 511, 512, 513, 3000])
+def test_the_token_is_where_the_running_sum_passes_the_uniform_number(vocabulary):
+    """The plain way: one running sum over the whole vocabulary. Some probabilities are 0 and are never drawn."""
+    generator = torch.Generator().manual_seed(0)
+    logits_QKV = 3 * torch.randn(2, 50, vocabulary, dtype=torch.float64, generator=generator)
+    logits_QKV[:, :, 1::3] = -torch.inf
+    logp_QKV, uniform_QK = logits_QKV.log_softmax(-1), torch.rand(2, 50, dtype=torch.float64, generator=generator)
+    upto_QKV = logp_QKV.exp().cumsum(-1)
+    expected_QK1 = torch.searchsorted(upto_QKV, uniform_QK[:, :, None] * upto_QKV[:, :, -1:], right=True)
+    assert draw(logp_QKV, uniform_QK).equal(expected_QK1[:, :, 0])

@@ -8,8 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigrpo.policy.fast.stacked import Stack, adapters_held, backward_op, forward_op, held_op, project, stack_of
-from minigrpo.policy.files.adapters import base_parameters
-from minigrpo.policy.files.weights import load_model
+from minigrpo.policy.files.weights import base_parameters, load_model
 from minigrpo.policy.lora import LoRALinear, adapter_parameters, add_lora
 from tests.policy.helpers import generator, logits
 

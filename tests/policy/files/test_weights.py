@@ -1,31 +1,49 @@
-"""Model folders on disk: what loads, what is refused and in which words."""
+"""Model folders and adapters on disk: what loads, what is refused and in which words; a new model."""
 
 import copy
 import json
+import math
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from minigrpo.policy.architecture import FAMILIES, read_architecture
-from minigrpo.policy.files.adapters import adapter_config
-from minigrpo.policy.files.weights import load_model, save_model
-from minigrpo.policy.lora import adapter_parameters, add_lora
+from minigrpo.policy.files.weights import (
+    adapter_config,
+    base_parameters,
+    initialise,
+    load_adapter,
+    load_model,
+    load_tensors,
+    save_adapter,
+    save_model,
+)
+from minigrpo.policy.lora import (
+    TARGETS,
+    adapter_parameters,
+    add_lora,
+    freeze_reference,
+    reference,
+)
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.policy import load_policy
 from tests.policy.helpers import (
     ARGUMENTS,
+    TEXTS,
     assert_near,
     contents,
     difference,
     load,
     logits,
     logits_of,
+    new_folder,
     random_ids,
     refusal,
     with_adapter,
@@ -349,3 +367,353 @@ def test_a_model_like_a_sharded_one_is_saved_whole(checkpoint, tmp_path):
     model = moved(tmp_path / "shards")
     folder = saved(model, tmp_path / "whole", like=tmp_path / "shards")
     assert logits_of(load(folder)).equal(logits_of(model))
+
+
+# ------------------------------------------------------------------------------------------------------- random weights
+def fresh(seed=0, **config):
+    """A Llama of D = 64 and 3 layers whose weights are drawn."""
+    sizes = dict(model_type="llama", vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+                 rms_norm_eps=1e-5, num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=True)
+    model = CausalLM(read_architecture(sizes | config))
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def test_random_weights_spread_as_documented():
+    """σ = 0.7 / √64 = 0.0875; o_proj and down_proj, which add to the residual stream, have 1 / √(2 · 3) of that, 0.0357.
+
+    n draws give σ with an error of σ / √(2n), and their mean one of σ / √n. The smallest tensor has n = 64 · 64: 1.1 % and
+    1.6 % of σ. Five of either are allowed: less than one chance in a million a tensor, and the seed is fixed.
+    """
+    for tied in (True, False):
+        for name, parameter in fresh(tie_word_embeddings=tied).named_parameters():
+            if "norm" in name:
+                assert parameter.eq(1).all(), name
+                continue
+            sigma = 0.7 / 8 / (math.sqrt(6) if name.split(".")[-2] in ("o_proj", "down_proj") else 1)
+            n = parameter.numel()
+            assert abs(float(parameter.detach().std()) / sigma - 1) < 5 / math.sqrt(2 * n), name
+            assert abs(float(parameter.detach().mean())) < 5 * sigma / math.sqrt(n), name
+
+
+def test_random_weights_are_normal():
+    # Of a normal variable 68.3 % lie within one σ, 95.4 % within two, 99.7 % within three; of a uniform one of the same σ
+    # 57.7 %, all and all. The embedding has 300 · 64 draws: the errors of these shares are 0.34, 0.15 and 0.04 points.
+    drawn = fresh().model.embed_tokens.weight.detach() / 0.0875
+    for within, share, error in [(1, 0.6827, 0.0034), (2, 0.9545, 0.0015), (3, 0.9973, 0.0004)]:
+        assert abs(float((drawn.abs() < within).float().mean()) - share) < 5 * error
+
+
+def test_random_weights_are_the_generators_and_no_two_tensors_are_alike():
+    one, same, other = (dict(fresh(seed).named_parameters()) for seed in (0, 0, 1))
+    for name in one:
+        assert one[name].equal(same[name]) and ("norm" in name or not one[name].equal(other[name])), name
+    layers = [one[f"model.layers.{i}.mlp.{part}.weight"] for i in range(3) for part in ("gate_proj", "up_proj")]
+    assert not any(layers[i].equal(layers[j]) for i in range(6) for j in range(i))
+
+
+def test_random_weights_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    model = CausalLM(fresh().architecture)
+    torch.set_rng_state(before)                                            # torch's own constructors draw from it
+    initialise(model, torch.Generator().manual_seed(0))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_what_a_layer_adds_is_smaller_the_more_layers_there_are():
+    """√(2 · layers): with twelve instead of three, weights that add to the residual stream are half as large, others the
+    same."""
+    few, many = ({name: float(parameter.detach().std()) for name, parameter in fresh(num_hidden_layers=n).named_parameters()
+                  if "norm" not in name} for n in (3, 12))
+    for name, std in few.items():
+        expected = 2.0 if name.split(".")[-2] in ("o_proj", "down_proj") else 1.0
+        assert abs(std / many[name] / expected - 1) < 0.08, name              # five errors of 1.1 % each, and both have one
+
+
+def test_a_new_model_is_a_policy_of_the_sizes_asked_for(new_model):
+    policy = load_policy(new_model, dtype=torch.float32, device="cpu")
+    architecture = policy.model.architecture
+    assert (architecture.layers, architecture.width, architecture.heads, architecture.mlp_width) == (2, 16, 4, 24)
+    assert architecture.max_positions == 64 and architecture.head_size == 16 // 4
+    # The vocabulary is what the tokenizer has, at most the 300 asked for, and it stops at its one stop token, id 0.
+    assert architecture.vocabulary == len(policy.tokenizer.token_bytes) == policy.tokenizer.rust.get_vocab_size() <= 300
+    assert policy.tokenizer.stop_ids == (0,) and policy.stopping.ends_UV[0].nonzero().flatten().tolist() == [0]
+    # Embedding V · D, which is the head too; per layer 4 D², 3 D · 24 and two norms; the last norm.
+    parameters = architecture.vocabulary * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
+    assert sum(parameter.numel() for parameter in policy.model.parameters()) == parameters
+
+
+def test_transformers_reads_a_new_model_and_its_tokenizer_alike(new_model):
+    """As anybody would who is given the folder: no class named, no argument."""
+    policy = load_policy(new_model, dtype=torch.float32, device="cpu")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(new_model)
+    words = transformers.AutoTokenizer.from_pretrained(new_model)
+    assert type(theirs) is transformers.LlamaForCausalLM and theirs.dtype == torch.float32
+    assert_near(logits_of(policy.model), logits_of(theirs))
+    assert (words.eos_token, words.eos_token_id, words.model_max_length) == ("<eos>", 0, 64)
+    assert len(words) == len(policy.tokenizer.token_bytes)
+    for text in [*TEXTS, "  two  spaces\tnaïve 東京 🏃\n'it''s'", "a<eos>b"]:
+        ids = policy.tokenizer.encode(text)
+        assert words(text)["input_ids"] == ids
+        assert words.decode(ids, skip_special_tokens=True) == policy.tokenizer.decode(ids)
+
+
+def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_weights(tmp_path, new_model):
+    again, other = (contents(new_folder(tmp_path / name, seed)) for name, seed in (("again", 0), ("other", 1)))
+    assert again == contents(new_model)
+    assert [name for name in again if again[name] != other[name]] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("changed, sentence", [
+    # Of width 18, four heads would use 16; of width 12, each would have 3; of 16, each of 32 would have half a number.
+    ({"width": 18}, "the width 18 is no multiple of twice the 4 heads: rotary positions turn pairs"),
+    ({"width": 12}, "the width 12 is no multiple of twice the 4 heads: rotary positions turn pairs"),
+    ({"heads": 32}, "the width 16 is no multiple of twice the 32 heads: rotary positions turn pairs"),
+    ({"heads": 0}, "the width 16 is no multiple of twice the 0 heads: rotary positions turn pairs"),
+    ({"layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
+    ({"mlp_width": 0}, "intermediate_size must be a positive integer, got 0"),
+])
+def test_sizes_that_make_no_model_are_one_sentence(tmp_path, changed, sentence):
+    assert refusal(new_folder, tmp_path / "new", **changed) == f"model.new: {sentence}"
+
+
+# --------------------------------------------------------------------------------------------------- safetensors files
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_named(copy_of, keep):
+    file = copy_of() / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:int(keep * file.stat().st_size)])
+    assert f"{file} is not a whole safetensors file" in refusal(load, file.parent)
+
+
+@pytest.mark.parametrize("dtype, name", [(torch.int8, "I8"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_weights_that_are_no_plain_floats_are_refused(copy_of, dtype, name):
+    """Cast, they would be numbers that nobody trained: an integer's, or those of a scale that stands elsewhere."""
+    folder = copy_of(lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(dtype)}))
+    assert refusal(load, folder) == (f"{folder}/model.safetensors: tensor model.norm.weight is of {name}; only F64, F32, F16, "
+                                     "BF16 are read")
+
+
+# ------------------------------------------------------------------------------------------------------------ merging
+def test_base_parameters_are_the_frozen_ones_by_the_names_they_had(checkpoint):
+    model = load_model(checkpoint("qwen2")[0], dtype=torch.float32, device="cpu")       # whose q, k and v have biases
+    before = dict(model.named_parameters())
+    add_lora(model, rank=2, alpha=2.0, generator=torch.Generator())
+    assert base_parameters(model).keys() == before.keys()
+    assert all(parameter is before[name] for name, parameter in base_parameters(model).items())
+
+
+def test_an_adapter_of_integers_is_refused_and_a_state_of_them_read(checkpoint, tmp_path):
+    model = load(checkpoint("llama")[0])
+    add_lora(model, rank=2, alpha=4.0, targets=("q_proj",), generator=torch.Generator().manual_seed(0))
+    save_file({"count": torch.tensor([3])}, tmp_path / "adapter_model.safetensors")
+    assert load_tensors(tmp_path / "adapter_model.safetensors")["count"].tolist() == [3]
+    assert "tensor count is of I64; only F64, F32, F16, BF16 are read" in refusal(load_adapter, model, tmp_path, base="x")
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_an_adapter_with_a_value_that_is_not_finite_is_refused(checkpoint, tmp_path, odd):
+    model, facts = load(checkpoint("llama")[0]), dict(rank=2, alpha=4.0, targets=("q_proj",), rank_stabilised=False)
+    add_lora(model, **facts, generator=torch.Generator().manual_seed(0))
+    next(iter(adapter_parameters(model).values())).data[1, 3] = odd
+    save_adapter(model, tmp_path, base="x", **facts)
+    assert refusal(load_adapter, model, tmp_path, base="x").endswith("q_proj.lora_A.weight holds values that are not finite")
+
+
+@pytest.mark.parametrize("key, value, got", [
+    ("r", 10**9, "r must be a positive integer up to 16384 and lora_alpha a number, got 1000000000, 4.0"),
+    ("lora_alpha", 1e40, "r must be a positive integer up to 16384 and lora_alpha a number, got 2, 1e+40"),
+    ("target_modules", None, "target_modules must list the layers' names, got None"),
+    ("target_modules", [["q_proj"]], "target_modules must list the layers' names, got [['q_proj']]")])
+def test_an_adapters_config_is_looked_at_before_room_is_made_for_it(tmp_path, key, value, got):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, "target_modules": ["q_proj"]} | {key: value}))
+    assert refusal(adapter_config, tmp_path) == f"{tmp_path}/adapter_config.json: {got}"
+
+
+# ------------------------------------------------------------------------------------------------------------- adapters
+
+
+def test_an_adapter_comes_back_bit_for_bit(checkpoint, tmp_path):
+    base = checkpoint("llama")[0]
+    model = with_adapter(base)
+    save_adapter(model, tmp_path / "new" / "folder", base=str(base), **ARGUMENTS)
+    assert adapter_config(tmp_path / "new" / "folder") == ARGUMENTS
+    other = with_adapter(base, seed=1)
+    assert not logits(other).allclose(logits(model))
+    load_adapter(other, tmp_path / "new" / "folder", base=base)
+    assert logits(other).equal(logits(model))
+    freeze_reference(other)
+    with reference(other):
+        assert logits(other).equal(logits(model))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [{}, {"rank_stabilised": True}, {"rank": 2, "targets": ("o_proj", "up_proj")}])
+def test_peft_loads_ours(checkpoint, parity, tmp_path, family, changes):
+    base, theirs = checkpoint(family)
+    model = with_adapter(base, **changes)
+    arguments = ARGUMENTS | changes
+    save_adapter(model, tmp_path, base=str(base), **arguments)
+    loaded = peft.PeftModel.from_pretrained(type(theirs).from_pretrained(base), tmp_path).eval()
+    parity("adapter written here, read by peft: logits", "peft", difference(logits_of(model), logits_of(loaded)), bound=1e-5,
+           unit="of scale")
+    assert difference(logits_of(model), logits_of(theirs)) > 0.1                                # the adapter does something
+    assert sorted(loaded.state_dict()) == sorted(peft.get_peft_model(type(theirs).from_pretrained(base), peft.LoraConfig(
+        r=arguments["rank"], target_modules=list(arguments["targets"]))).state_dict())
+
+
+def written_by_peft(checkpoint, folder, family="llama", **config):
+    """peft's model with a random adapter, which it has saved in ``folder``."""
+    base, plain = checkpoint(family)
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(type(plain).from_pretrained(base), peft.LoraConfig(
+        **({"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"]} | config)))
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
+    theirs.save_pretrained(folder)
+    return theirs.eval()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("config", [
+    {}, {"use_rslora": True}, {"target_modules": list(TARGETS)}, {"target_modules": ["self_attn.k_proj", "up_proj"]},
+    {"target_modules": "all-linear"}, {"lora_dropout": 0.5}, {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "orthogonal", "r": 4}], ids=str)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_we_load_pefts(checkpoint, parity, tmp_path, family, config):
+    theirs = written_by_peft(checkpoint, tmp_path, family, **config)
+    base, _ = checkpoint(family)
+    ours, arguments = load(base), adapter_config(tmp_path)
+    assert (arguments["rank"], arguments["alpha"]) == (config.get("r", 3), 7.0)
+    assert arguments["rank_stabilised"] == config.get("use_rslora", False)
+    add_lora(ours, **arguments, generator=torch.Generator())
+    load_adapter(ours, tmp_path, base=base)
+    parity("adapter written by peft, read here: logits", "peft", difference(logits_of(ours), logits_of(theirs)), bound=1e-5,
+           unit="of scale")
+
+
+@pytest.mark.parametrize("config, name", [
+    # These begin with B A ≠ 0 and take it out of the base: with the base as it was the model would be another.
+    ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
+    ({"init_lora_weights": "OLoRA"}, "init_lora_weights"),
+    ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),            # acts only behind these tokens
+    ({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias"), ({"target_modules": ".*q_proj"}, "target_modules"),
+    ({"layers_to_transform": [0]}, "lack base_model.model.model.layers.1"),
+    ({"trainable_token_indices": [1, 2]}, "have no place for base_model.model.model.embed_tokens"),
+    ({"target_parameters": ["mlp.up_proj.weight"]}, "have no place for base_model.model.model.layers.0.mlp.up_proj")], ids=str)
+def test_what_peft_writes_beyond_plain_adapters_is_refused(checkpoint, tmp_path, config, name):
+    """Real files of peft's own. Each would load as another model than it is: none may, and the reason is named."""
+    written_by_peft(checkpoint, tmp_path, **config)
+    base, _ = checkpoint("llama")
+
+    def read():
+        model = load(base)
+        add_lora(model, **adapter_config(tmp_path), generator=torch.Generator())
+        load_adapter(model, tmp_path, base=base)
+
+    assert name in refusal(read)
+
+
+def test_an_adapter_of_another_rank_base_or_set_of_layers_is_refused(checkpoint, tmp_path):
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
+    message = refusal(load_adapter, with_adapter(base, rank=2), tmp_path, base=base)
+    assert "another base or rank" in message and "[4, 32]" in message and "[2, 32]" in message
+    assert "[4, 32]" in refusal(load_adapter, with_adapter(checkpoint("llama", hidden_size=16)[0]), tmp_path, base=base)
+    assert "lack" in refusal(load_adapter, with_adapter(checkpoint("llama", num_hidden_layers=3)[0]), tmp_path, base=base)
+    assert "have no place for" in refusal(load_adapter, with_adapter(base, targets=("q_proj",)), tmp_path, base=base)
+
+
+def test_a_refused_adapter_leaves_the_model_as_it_was(checkpoint, tmp_path):
+    """The one misshapen tensor is the last: nothing before it may have been copied."""
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    model = with_adapter(base, seed=1)
+    last = "base_model.model." + list(adapter_parameters(model))[-1] + ".weight"
+    save_file(tensors | {last: torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors")
+    before = logits(model)
+    assert last in refusal(load_adapter, model, tmp_path, base=base)
+    assert logits(model).equal(before)
+
+
+@pytest.mark.parametrize("change, name", [
+    ({"peft_type": "IA3"}, "peft_type"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
+    ({"alpha_pattern": {"q_proj": 99}}, "alpha_pattern"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"target_modules": "all-linear"}, "target_modules"),
+    ({"r": ...}, "with r, got"), ({"target_modules": ...}, "with target_modules, got")])
+def test_adapters_of_other_kinds_are_refused(checkpoint, tmp_path, change, name):
+    """``...`` takes the key away. alpha_pattern would scale some layers otherwise: loading without it would be
+    wrong."""
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path, base=str(base), **ARGUMENTS)
+    config = json.loads((tmp_path / "adapter_config.json").read_text()) | change
+    (tmp_path / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    assert name in refusal(adapter_config, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ an adapter and its base
+def other_base(base, folder, change):
+    """A model of the same shapes, some of whose tensors ``change`` moves."""
+    shutil.copytree(base, folder)
+    tensors = load_file(base / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def a_little_of_all(tensors):
+    """As training does that lets every weight drift by a hundredth."""
+    for name, tensor in tensors.items():
+        tensors[name] = tensor * 1.01
+
+
+def one_of_all(tensors):
+    tensors["model.layers.1.self_attn.v_proj.weight"] += 1.0
+
+
+@pytest.mark.parametrize("change", [a_little_of_all, one_of_all])
+def test_an_adapter_of_another_base_is_refused_where_all_shapes_agree(checkpoint, tmp_path, change):
+    base = checkpoint("llama")[0]
+    save_adapter(with_adapter(base), tmp_path / "adapter", base="some/base", **ARGUMENTS)
+    other = other_base(base, tmp_path / "other", change)
+    model = with_adapter(other, seed=1)
+    before = logits(model)
+    assert refusal(load_adapter, model, tmp_path / "adapter", base=other) == (
+        f"{tmp_path}/adapter: the adapter was trained on other weights than those of {other}; by its own word, on those of "
+        f"some/base")
+    assert logits(model).equal(before)
+
+
+def test_the_dtype_a_base_is_loaded_in_and_its_place_make_no_other_base(checkpoint, tmp_path):
+    """The file is float32: loaded as bfloat16 all its values are rounded. Nor has an adapter that has moved a say in it."""
+    base = checkpoint("llama")[0]
+    elsewhere = shutil.copytree(base, tmp_path / "elsewhere")
+    for name, dtype, other in [("a", torch.float32, torch.bfloat16), ("b", torch.bfloat16, torch.float32)]:
+        model = load(base, dtype)
+        add_lora(model, **ARGUMENTS, generator=torch.Generator().manual_seed(3))
+        save_adapter(model, tmp_path / name, base=str(base), **ARGUMENTS)
+        there = load(elsewhere, other)
+        add_lora(there, **ARGUMENTS, generator=torch.Generator().manual_seed(4))
+        load_adapter(there, tmp_path / name, base=elsewhere)
+        assert all(p.equal(adapter_parameters(model)[key]) for key, p in adapter_parameters(there).items())
+
+
+def test_an_adapter_that_does_not_tell_its_base_is_taken_if_it_fits(checkpoint, tmp_path):
+    """Of peft's own: its files have no digest."""
+    base, theirs = checkpoint("llama")
+    wrapped = peft.get_peft_model(type(theirs).from_pretrained(base), peft.LoraConfig(r=4, target_modules=list(TARGETS)))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    other = other_base(base, tmp_path / "other", a_little_of_all)
+    load_adapter(with_adapter(other), tmp_path / "adapter", base=other)
+
+
+def test_the_same_adapter_is_written_as_the_same_bytes(checkpoint, tmp_path):
+    """Eight times: notes in a header would otherwise come in an order of chance."""
+    model = with_adapter(checkpoint("llama")[0])
+    for i in range(8):
+        save_adapter(model, tmp_path / str(i), base="x", **ARGUMENTS)
+    assert len({(tmp_path / str(i) / "adapter_model.safetensors").read_bytes() for i in range(8)}) == 1

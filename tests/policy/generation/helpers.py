@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigrpo.policy.stopping import compile_stopping
+from minigrpo.policy.tokenizer import compile_stopping
 
 SMALL = dict(vocab_size=13)             # stops are frequent, and hypotheses of different lengths compete
 FAMILIES = [("llama", SMALL), ("mistral", SMALL | dict(sliding_window=4)), ("gemma", SMALL)]
