@@ -23,8 +23,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 from minigrpo.common.console import say, table
 from minigrpo.common.device import generator, set_up_torch
-from minigrpo.common.errors import UserError, exit_status
+from minigrpo.common.errors import UserError
 from minigrpo.common.files import write_whole
+from minigrpo.common.process import exit_status
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluation.compare import compare, read_rows, show_comparison
 from minigrpo.evaluation.evaluate import (

@@ -16,7 +16,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 from minigrpo.batch import make_batch
 from minigrpo.common.clock import Clock
 from minigrpo.common.device import generator, set_up_torch, settle
-from minigrpo.common.errors import exit_status
+from minigrpo.common.process import exit_status
 from minigrpo.config import Config, load_config, require
 from minigrpo.evaluation.evaluate import evaluate_policy, report_splits, show_report
 from minigrpo.evaluation.figures import summarise

@@ -16,9 +16,9 @@ from minigrpo import config
 from minigrpo.common.clock import Clock, average
 from minigrpo.common.console import headline, labelled, progress, say
 from minigrpo.common.device import peak_memory
-from minigrpo.common.errors import first_signal
 from minigrpo.common.files import write_whole
 from minigrpo.common.grouping import group_by
+from minigrpo.common.process import first_signal
 from minigrpo.common.strict_json import NUMBER, JsonLines, kind_of, read_object
 from minigrpo.policy.files.weights import load_adapter, load_tensors, save_adapter, save_tensors
 from minigrpo.policy.lora import adapter_parameters

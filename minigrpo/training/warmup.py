@@ -18,7 +18,8 @@ from minigrpo.batch import pack, scoring_explained
 from minigrpo.common.clock import Clock
 from minigrpo.common.console import progress, say
 from minigrpo.common.device import settle
-from minigrpo.common.errors import UserError, first_signal
+from minigrpo.common.errors import UserError
+from minigrpo.common.process import first_signal
 from minigrpo.common.strict_json import NUMBER, JsonLines
 from minigrpo.policy.files.weights import load_tensors, save_tensors
 from minigrpo.policy.logprobs import completion_logprobs

@@ -1,11 +1,9 @@
-"""How a program ends: what is one sentence, what keeps its traceback, and signals."""
-
-import os
-import signal
+"""What ends a program with one sentence, and what keeps its traceback."""
 
 import pytest
 
-from minigrpo.common.errors import TaskError, UserError, exit_status, first_signal, shown, unknown
+from minigrpo.common.errors import TaskError, UserError, shown, unknown
+from minigrpo.common.process import exit_status
 
 
 @pytest.mark.parametrize("error", [UserError("model.path is missing"), TaskError("the server is gone"), OSError("disk full"),
@@ -36,21 +34,3 @@ def test_a_text_from_a_file_is_short_and_on_one_line():
     # 300 letters are cut to 120; a line break and a control character appear as their escapes.
     assert shown("a" * 300) == "a" * 120
     assert shown("a\nb\x1b") == "a\\nb\\x1b"
-
-
-def test_the_first_signal_is_noted_and_any_more_end_the_program():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, first_signal() as met:
-        assert met == []
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert met == [signal.SIGTERM]
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("it went on")
-    assert left.value.code == 130 and (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_a_first_signal_ends_the_program_where_that_is_wanted():
-    with pytest.raises(SystemExit) as left, first_signal(lambda: True):
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("it went on")
-    assert left.value.code == 143
