@@ -13,7 +13,7 @@ from minigrpo import config
 from minigrpo.batch import Batch, Part, scoring_explained
 from minigrpo.common.clock import Clock, Metrics
 from minigrpo.grpo import grpo_loss, normaliser
-from minigrpo.policy.logprobs import completion_logprobs
+from minigrpo.policy.logprobs import completion_logprobs, with_roots
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.model import CausalLM
 
@@ -44,8 +44,9 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, grpo
     sums = dict.fromkeys(("loss", "objective", "kl", "ratio_drift", "clip_ratio"), torch.zeros((), device=model.device))
     gaps, scored = [], []
     with clock("update"), scoring_explained(model, grpo.micro_batch_tokens):
-        for part in batch.parts:
-            logp_BC = completion_logprobs(model, part.prompts, part.ids_QKC, part.mask_QKC, temperature=batch.temperature)
+        for root, part in with_roots([(part.prompts, part) for part in batch.parts], model):
+            logp_BC = completion_logprobs(model, part.prompts, part.ids_QKC, part.mask_QKC, temperature=batch.temperature,
+                                          root=root)
             old_logp_BC = logp_BC.detach() if part.old_logp_BC is None else part.old_logp_BC
             loss, metrics = grpo_loss(
                 logp_BC, old_logp_BC, part.ref_logp_BC, part.advantage_QK.flatten(), part.mask_BC,

@@ -1,13 +1,17 @@
 """batch.py: groups → tensors, by hand."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minigrpo.batch import make_batch, pack
+from minigrpo.batch import make_batch, pack, share_roots
 from minigrpo.common.clock import Clock
 from minigrpo.config import GRPO
+from minigrpo.policy.tree import common_beginning
 from tests.test_update import SPREAD, adapted, make_groups
 
 
@@ -37,11 +41,50 @@ def test_the_batch_by_hand(model):
 def test_a_long_completion_pads_none_of_the_others():
     """Trees of (prompt, longest completion) slots (5, 2), (5, 2), (6, 2) and (5, 40), K = 2: alone 9, 9, 10 and 85; the
     first two together 2 · 9 = 18, the first three 3 · 10 = 30, all four 4 · (6 + 80) = 344."""
-    sizes = [(5, 40), (5, 2), (6, 2), (5, 2)]
-    assert pack(sizes, 2, 344) == [[1, 3, 2, 0]]
-    assert pack(sizes, 2, 343) == pack(sizes, 2, 30) == [[1, 3, 2], [0]]
-    assert pack(sizes, 2, 29) == [[1, 3], [2], [0]]
-    assert pack(sizes, 2, 1) == [[1], [3], [2], [0]]                # a group is never divided
+    prompts = [[q] * size for q, size in enumerate((5, 5, 6, 5))]               # they begin differently: no root
+    longest = [40, 2, 2, 2]
+    assert pack(prompts, longest, 2, 344) == [(0, [1, 3, 2, 0])]
+    assert pack(prompts, longest, 2, 343) == pack(prompts, longest, 2, 30) == [(0, [1, 3, 2]), (0, [0])]
+    assert pack(prompts, longest, 2, 29) == [(0, [1, 3]), (0, [2]), (0, [0])]
+    assert pack(prompts, longest, 2, 1) == [(0, [1]), (0, [3]), (0, [2]), (0, [0])]     # a group is never divided
+
+
+def test_a_root_takes_its_slots_once():
+    """Four prompts of 50 + 2 tokens, completions of 3, K = 2: 50 + n · (2 + 6) slots together."""
+    prompts, longest = [[9] * 50 + [q, q] for q in range(4)], [3] * 4
+    assert pack(prompts, longest, 2, 82) == [(50, [0, 1, 2, 3])]
+    assert pack(prompts, longest, 2, 81) == pack(prompts, longest, 2, 74) == [(50, [0, 1, 2]), (50, [3])]
+
+
+def test_questions_of_one_schema_go_together_whatever_their_order():
+    """Two schemas of 60 and 40 tokens in turn: apart they save (3 − 1) · 60 and (3 − 1) · 40 tokens, together none."""
+    prompts = [schema + [20 + q] for q in range(3) for schema in ([1] * 60, [2] * 40)]
+    assert share_roots(prompts) == [[0, 2, 4], [1, 3, 5]]
+    assert pack(prompts, [1] * 6, 1, 1000) == [(60, [0, 2, 4]), (40, [1, 3, 5])]
+
+
+def test_what_shares_little_stays_together():
+    """Each two of four prompts share ten tokens: a micro-batch more for ten slots less is a bad bargain."""
+    assert share_roots([[q // 2] * 10 + [q] for q in range(4)]) == [[0, 1, 2, 3]]
+    assert share_roots([[5] * 300 + [q] for q in range(3)]) == [[0, 1, 2]] and share_roots([[4, 5]]) == [[0]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 50), st.integers(0, 2)), min_size=1, max_size=7))
+def test_no_other_choice_of_neighbours_saves_more(drawn):
+    """Against every way to cut the sorted prompts into runs: a run counts what its root saves less 32, or nothing if it goes to
+    the others."""
+    prompts = [[7] * 10 * head + [8] * length + [tail] for head, length, tail in drawn]
+    found = share_roots(prompts)
+    assert sorted(q for members in found for q in members) == list(range(len(prompts)))
+
+    def gain(members):
+        return max(0, (len(members) - 1) * common_beginning(members) - 32)
+
+    order, best = sorted(prompts), 0
+    for cuts in itertools.product([False, True], repeat=len(order) - 1):
+        ends = [0, *(i for i, cut in enumerate(cuts, start=1) if cut), len(order)]
+        best = max(best, sum(gain(order[start:end]) for start, end in itertools.pairwise(ends)))
+    assert sum(gain([prompts[q] for q in members]) for members in found) >= best
 
 
 def test_a_part_is_checked_at_its_door(model):

@@ -198,11 +198,13 @@ def poisoned_reward(model, batch):
 
 
 def poisoned_activation(model, batch):
-    """The last layer gives infinities where it sees the first of the two tokens of a question's second completion, whose slots
-    are the last."""
-    q = batch.parts[0].names.index("t/1")
+    """The last layer gives infinities where it sees the first of the two tokens of a question's second completion. The branches
+    are the last slots: counted from the end, this one begins (Q − q − 1) · K + 1 branches before it."""
+    part, = batch.parts
+    Q, K, C = part.ids_QKC.shape
+    place = ((Q - part.names.index("t/1") - 1) * K + 1) * C
     model.model.norm.register_forward_hook(lambda module, inputs, output: output.index_put(
-        (torch.tensor(q), torch.tensor(output.shape[1] - batch.parts[0].ids_QKC.shape[2])), torch.tensor(torch.inf)))
+        (torch.tensor(0), torch.tensor(output.shape[1] - place)), torch.tensor(torch.inf)))
     return batch
 
 

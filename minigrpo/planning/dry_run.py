@@ -18,6 +18,7 @@ from minigrpo.planning.memory import Load, Plan, make_plan, measure_rates, step_
 from minigrpo.policy.architecture import Architecture, read_architecture
 from minigrpo.policy.files.hub import find_model
 from minigrpo.policy.tokenizer import load_tokenizer
+from minigrpo.policy.tree import common_beginning
 from minigrpo.task.contract import Problem, Task
 from minigrpo.task.kinds import Data, load_data, make_task
 from minigrpo.training import starting_model
@@ -39,8 +40,10 @@ def dry_run(cfg: config.Config) -> int:
         tokenizer, context = load_tokenizer(folder, starting_model.prompt_stop_ids(task, folder)), architecture.max_positions
         longest = starting_model.check_prompts_fit(tokenizer, context, task, data.all, cfg.generation.max_new_tokens)
         examples = starting_model.warmup_examples(cfg, task, data.train, tokenizer, context) if cfg.warmup.source else []
+        texts = sorted(map(task.prompt, data.train))            # the first and the last share what all share
         load = Load(longest, (max((len(prompt) for prompt, _ in examples), default=0),
-                              max((len(written) for _, written in examples), default=0)))
+                              max((len(written) for _, written in examples), default=0)),
+                    common_beginning([tokenizer.encode(texts[0]), tokenizer.encode(texts[-1])]))
         checked = _check_solutions(task, data.all)
         prompt, about = task.prompt(data.train[0]), task.about()
     program = peak_memory(device) if device.type == "cpu" else 0
@@ -108,7 +111,7 @@ def show_memory(plan: Plan, program: int, total: int) -> str:
 def _show_time(cfg: config.Config, plan: Plan, architecture: Architecture, data: Data, load: Load, device: torch.device,
                dtype: torch.dtype) -> list[str]:
     rates = measure_rates(device, dtype)
-    seconds = step_seconds(plan, rates, cfg, architecture, load.prompt)
+    seconds = step_seconds(plan, rates, cfg, architecture, load)
     steps, step = cfg.run.steps, sum(seconds.values())
     passes = steps * cfg.grpo.questions / len(data.train)
     looks = (steps // cfg.run.evaluate_every if cfg.run.evaluate_every else 0) * len(data.asked) + 2 * sum(

@@ -26,11 +26,11 @@ from minigrpo.policy.fast.stacked import adapters_held
 from minigrpo.policy.generation.beams import Beams
 from minigrpo.policy.generation.growing_tree import GrowingTree
 from minigrpo.policy.generation.search import Draws
-from minigrpo.policy.logprobs import logprobs_at
+from minigrpo.policy.logprobs import logprobs_at, with_roots
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Stopping
-from minigrpo.policy.tree import Prompts
+from minigrpo.policy.tree import Prompts, root_of
 
 MOMENTS = 2                     # that AdamW keeps of a parameter, in float32
 
@@ -89,10 +89,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Load:
-    """The longest inputs of a run in tokens: its longest prompt, and the longest prompt and solution of the warm-up."""
+    """The longest inputs of a run in tokens: its longest prompt, and the longest prompt and solution of the warm-up. ``root``:
+    what all prompts begin with."""
 
     prompt: int
     example: tuple[int, int] = (0, 0)
+    root: int = 0
 
 
 def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, rank: int, targets: tuple[str, ...],
@@ -118,13 +120,13 @@ def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, ran
         if cfg.model.adapter or "warm-up" in phases and cfg.warmup.method == "lora":
             freeze_reference(model)
         Q, K, C = cfg.grpo.questions, generation.completions, generation.max_new_tokens
-        phases["generate"], held = _generate(model, alive, adapters, Q, load.prompt, K, C, generation.method)
-        phases["evaluate"], _ = _generate(model, alive, adapters, evaluation.batch, load.prompt, 1, C, "greedy")
+        phases["generate"], held = _generate(model, alive, adapters, Q, load, K, C, generation.method)
+        phases["evaluate"], _ = _generate(model, alive, adapters, evaluation.batch, load, 1, C, "greedy")
         model.checkpointing = cfg.model.checkpointing
-        parts = pack([(load.prompt, C)] * Q, K, cfg.grpo.micro_batch_tokens)
-        update = _update(model, alive, adapters, parts, load.prompt, K, C)
+        parts = pack(_ids(Q, load.prompt, load.root), [C] * Q, K, cfg.grpo.micro_batch_tokens)
+        update = _update(model, alive, adapters, parts, load.prompt, load.root, K, C)
         phases["update"] = replace(update, work=update.work + held) if keeps_search else update
-    return Plan(total - adapters, adapters, phases, len(parts[0]))
+    return Plan(total - adapters, adapters, phases, len(parts[0][1]))
 
 
 # -------------------------------------------------------------------------------------------------------------- phases
@@ -137,17 +139,18 @@ def _build(architecture: Architecture, dtype: torch.dtype) -> CausalLM:
         torch.set_default_dtype(before)
 
 
-def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: int, C: int,
+def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, load: Load, K: int, C: int,
               method: str) -> tuple[Phase, int]:
     """The prefill and the last token, when all slots of the cache are in use; and the bytes that a kept search holds. The
     optimiser's state exists from the second step on."""
     kept = alive.peak = alive.now
     tables = (torch.zeros(1, model.architecture.vocabulary, dtype=dtype) for dtype in (torch.long, torch.bool))
     with torch.no_grad(), adapters_held(model):
-        tree = GrowingTree(model, Q, P, K, C)
+        prompts = _prompts(Q, load.prompt, load.root)
+        tree = GrowingTree(model, Q, load.prompt, K, C, len(prompts.root))
         search = (Beams(tree, model, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
                   Draws(tree, model, C, Stopping(*tables), temperature=float(method == "sample")))
-        tree.load(_prompts(Q, P))
+        tree.load(prompts)
         search.begin(model)
         tree.reach(C - 1)
         calls = alive.calls
@@ -156,17 +159,18 @@ def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, P: int, K: in
     return Phase(kept + MOMENTS * 4 * trained, alive.peak - kept, alive.calls - calls), held
 
 
-def _update(model: CausalLM, alive: Alive, trained: int, parts: list[list[int]], P: int, K: int, C: int) -> Phase:
+def _update(model: CausalLM, alive: Alive, trained: int, parts: list[tuple[int, list[int]]], P: int, L: int, K: int,
+            C: int) -> Phase:
     """Micro-batches, forward and backward, the first being the largest. Two are enough: the gradients that the first leaves
     are alive during the second."""
-    before, Q, passes = alive.now, len(parts[0]), min(2, len(parts))
+    before, Q, passes = alive.now, len(parts[0][1]), min(2, len(parts))
     alive.peak, calls = before, alive.calls
     group, branch, depth = (axis.flatten() for axis in torch.meshgrid(torch.arange(Q), torch.arange(K), torch.arange(C),
                                                                       indexing="ij"))
     ids_QKC = torch.zeros(Q, K, C, dtype=torch.long)
-    for _ in range(passes):
-        logp_T = logprobs_at((group, branch, depth), model, _prompts(Q, P), ids_QKC,
-                             torch.ones_like(ids_QKC, dtype=torch.bool), temperature=1.0, chunk=512)
+    for root, prompts in with_roots([(_prompts(Q, P, L),) * 2] * passes, model):
+        logp_T = logprobs_at((group, branch, depth), model, prompts, ids_QKC, torch.ones_like(ids_QKC, dtype=torch.bool),
+                             temperature=1.0, chunk=512, root=root)
         logp_T.sum().backward()
     model.zero_grad(set_to_none=True)
     return Phase(before + MOMENTS * 4 * trained, alive.peak - before, (alive.calls - calls) // passes)
@@ -176,15 +180,21 @@ def _warm_up(model: CausalLM, alive: Alive, cfg: config.Config, load: Load) -> P
     """Its steps, and the evaluations for ``stop_at``."""
     P, C = load.example
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    step = _update(model, alive, trained, pack([(P, C)] * cfg.warmup.batch, 1, cfg.grpo.micro_batch_tokens), P, 1, C)
+    parts = pack(_ids(cfg.warmup.batch, P, load.root), [C] * cfg.warmup.batch, 1, cfg.grpo.micro_batch_tokens)
+    step = _update(model, alive, trained, parts, P, load.root, 1, C)
     if not cfg.warmup.stop_at:
         return step
-    look, _ = _generate(model, alive, trained, cfg.evaluation.batch, load.prompt, 1, cfg.generation.max_new_tokens, "greedy")
+    look, _ = _generate(model, alive, trained, cfg.evaluation.batch, load, 1, cfg.generation.max_new_tokens, "greedy")
     return Phase(step.kept, max(step.work, look.work), step.calls)
 
 
-def _prompts(Q: int, P: int) -> Prompts:
-    return Prompts(torch.zeros(Q, P, dtype=torch.long), torch.full((Q,), P))
+def _ids(Q: int, P: int, L: int) -> list[list[int]]:
+    """Prompts that share L tokens."""
+    return [[0] * L + [q + 1] * (P - L) for q in range(Q)]
+
+
+def _prompts(Q: int, P: int, L: int) -> Prompts:
+    return Prompts(torch.zeros(Q, P, dtype=torch.long), torch.full((Q,), P), (0,) * root_of(_ids(Q, P, L)))
 
 
 # ------------------------------------------------------------------------------------------------------------- seconds
@@ -226,19 +236,18 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
                  seconds(thousand) / 1000, seconds(lambda: replay(thousand, None)) / 1000)
 
 
-def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture,
-                 prompt: int) -> dict[str, float]:
+def step_seconds(plan: Plan, rates: Rates, cfg: config.Config, architecture: Architecture, load: Load) -> dict[str, float]:
     """Seconds of one step's phases if every candidate has ``max_new_tokens`` tokens: the longest of arithmetic (without
     attention's), bytes of weights and cache, and operator calls. Forward takes two operations a weight and token, backward two
     more, since frozen weights get no gradient."""
     Q, K, C = cfg.grpo.questions, cfg.generation.completions, cfg.generation.max_new_tokens
     head = architecture.vocabulary * architecture.width
     body = plan.parameters + plan.adapters - head * (1 if architecture.tied else 2)
-    trunk, trees, written = Q * prompt, Q * (prompt + K * C), Q * K * C
     decode, parts = plan.phases["generate"], -(-Q // plan.together)
+    trees, written = load.root + Q * (load.prompt - load.root + K * C), Q * K * C
     token = max(2 * (body + head) * Q * K / rates.flops, decode.peak / rates.bytes, decode.calls * rates.replayed)
     calls, updates = plan.phases["update"].calls * rates.call * parts, cfg.grpo.updates_per_rollout
     scoring = max(2 * (body * trees + head * written) / rates.flops, calls / 4)
-    return {"generate": 2 * body * trunk / rates.flops + C * token,
+    return {"generate": 2 * body * (load.root + Q * (load.prompt - load.root)) / rates.flops + C * token,
             "reference": scoring * (1 if updates == 1 else 2),                      # the old policy is scored too
             "update": updates * max(4 * (body * trees + head * written) / rates.flops, calls)}

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo.policy.architecture import Architecture
+from minigrpo.policy.cache import KeysValues
 from minigrpo.policy.fast.products import masked_attention
 from minigrpo.policy.tree import TreeVisibility
 
 
 class TreeBias(NamedTuple):
-    """The additive masks of a tree: the trunk's (None: plain causal), and that of Q · K branches over trunk and branch."""
+    """The additive masks of a ``TreeVisibility``: the trunks' (None: plain causal), and that of Q · K branches."""
 
     trunk: Tensor | None
     branch: Tensor
@@ -26,7 +27,7 @@ Bias = Tensor | TreeBias | None                 # None: plain causal
 def attention_biases(visible: Tensor | TreeVisibility | None, sharing: int, dtype: torch.dtype) -> Bias:
     """What ``attend`` adds to the scores, made once for all layers. ``sharing``: query heads that share a key head, N / M."""
     if isinstance(visible, TreeVisibility):
-        trunk = None if visible.trunk_QPP is None else additive(visible.trunk_QPP, sharing, dtype)
+        trunk = None if visible.trunk_QYP is None else additive(visible.trunk_QYP, sharing, dtype)
         return TreeBias(trunk, additive(visible.branch_QKCS.flatten(0, 1), sharing, dtype), visible.branch_QKCS.shape[1])
     return None if visible is None else additive(visible, sharing, dtype)
 
@@ -39,10 +40,11 @@ def additive(visible_QTS: Tensor, sharing: int, dtype: torch.dtype) -> Tensor:
     return bias.masked_fill_(~visible_QTS[:, None], -torch.inf).flatten(1, 2)[:, None]
 
 
-def attend(query_QNTH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: Bias) -> Tensor:
-    """out_QNTH: softmax(query · key / √H + bias) · value; N / M query heads in a row share a key head."""
+def attend(query_QNTH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: Bias, root: KeysValues | None = None) -> Tensor:
+    """out_QNTH: softmax(query · key / √H + bias) · value; N / M query heads in a row share a key head. The keys and values of
+    a ``root``, [1, M, L, H], come before those of every row; ``bias`` is over both."""
     if isinstance(bias, TreeBias):
-        return attend_tree(query_QNTH, key_QMSH, value_QMSH, bias)
+        return attend_tree(query_QNTH, key_QMSH, value_QMSH, bias, root)
     if bias is None:
         shared = query_QNTH.shape[1] != key_QMSH.shape[1]
         return F.scaled_dot_product_attention(query_QNTH, key_QMSH, value_QMSH, is_causal=True, enable_gqa=shared)
@@ -50,28 +52,33 @@ def attend(query_QNTH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: Bias)
     # (CUDA's own way of sharing takes no mask).
     M, (N, T) = key_QMSH.shape[1], query_QNTH.shape[1:3]
     query_QMGH = query_QNTH.unflatten(1, (M, N // M)).flatten(2, 3)
-    out_QMGH = masked_attention(query_QMGH, key_QMSH, value_QMSH, bias)
+    out_QMGH = masked_attention(query_QMGH, key_QMSH, value_QMSH, bias, root)
     return out_QMGH.unflatten(2, (N // M, T)).flatten(1, 2)
 
 
-def attend_tree(query_QNSH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: TreeBias) -> Tensor:
-    """The trunk attends to itself; each branch is a sequence of its own, behind the trunk's keys and values."""
-    (Q, N, _, _), M, K = query_QNSH.shape, key_QMSH.shape[1], bias.branches
-    C = bias.branch.shape[2] // (N // M)
-    P = bias.branch.shape[3] - C                            # not S − K · C: torch.compile fails on that where K varies
-    (query_QNPH, query_QNXH), (key_QMPH, key_QMXH), (value_QMPH, value_QMXH) = (
-        x.split([P, K * C], dim=2) for x in (query_QNSH, key_QMSH, value_QMSH))
+def attend_tree(query_1NSH: Tensor, key_1MSH: Tensor, value_1MSH: Tensor, bias: TreeBias, root: KeysValues | None) -> Tensor:
+    """Each trunk attends to the root and itself; each branch is a sequence of its own, behind the root and its trunk."""
+    sharing, K = query_1NSH.shape[1] // key_1MSH.shape[1], bias.branches
+    Q, C = bias.branch.shape[0] // K, bias.branch.shape[2] // sharing
+    P = bias.branch.shape[3] - C                            # not from S: torch.compile fails on that where K varies
+    Y = P if root is None else P - root[0].shape[2]
 
-    def own(x_QMXH: Tensor) -> Tensor:
-        return x_QMXH.unflatten(2, (K, C)).transpose(1, 2)
+    def levels(x_1NSH: Tensor) -> tuple[Tensor, Tensor]:
+        """trunk_QNYH, branch_QKNCH."""
+        trunk, branch = x_1NSH[0].split([Q * Y, Q * K * C], dim=1)
+        return trunk.unflatten(1, (Q, Y)).transpose(0, 1), branch.unflatten(1, (Q, K, C)).movedim(0, 2)
 
-    def behind(trunk_QMPH: Tensor, x_QMXH: Tensor) -> Tensor:
-        trunk_QKMPH = trunk_QMPH[:, None].expand(Q, K, M, P, -1)
-        return torch.cat([trunk_QKMPH, own(x_QMXH)], dim=3).flatten(0, 1)
+    def behind(x_1MSH: Tensor, root_1MLH: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What trunks and branches attend to, with what is before them."""
+        trunk_QMYH, branch_QKMCH = levels(x_1MSH)
+        prompt_QMPH = trunk_QMYH if root_1MLH is None else torch.cat([root_1MLH.expand(Q, -1, -1, -1), trunk_QMYH], dim=2)
+        return prompt_QMPH, torch.cat([prompt_QMPH[:, None].expand(-1, K, -1, -1, -1), branch_QKMCH], dim=3).flatten(0, 1)
 
-    out_QNPH = attend(query_QNPH, key_QMPH, value_QMPH, bias.trunk)
-    out_BNCH = attend(own(query_QNXH).flatten(0, 1), behind(key_QMPH, key_QMXH), behind(value_QMPH, value_QMXH), bias.branch)
-    return torch.cat([out_QNPH, out_BNCH.unflatten(0, (Q, K)).transpose(1, 2).flatten(2, 3)], dim=2)
+    (trunk_QNYH, branch_QKNCH), (root_keys, root_values) = levels(query_1NSH), root or (None, None)
+    (trunk_keys, branch_keys), (trunk_values, branch_values) = behind(key_1MSH, root_keys), behind(value_1MSH, root_values)
+    out_QNYH = attend(trunk_QNYH, trunk_keys, trunk_values, bias.trunk)
+    out_BNCH = attend(branch_QKNCH.flatten(0, 1), branch_keys, branch_values, bias.branch)
+    return torch.cat([x_QNYH.transpose(0, 1).flatten(1, 2)[None] for x_QNYH in (out_QNYH, out_BNCH)], dim=2)
 
 
 # ---------------------------------------------------------------------------------------------------- rotary positions

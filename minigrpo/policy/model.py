@@ -3,7 +3,7 @@
 The differences between families are in ``Architecture``. Which token sees which is the caller's decision: ``visible_QTS``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from minigrpo.common.shapes import check
 from minigrpo.policy.architecture import Architecture
 from minigrpo.policy.attention import Bias, attend, attention_biases, rotary_angles, rotate
-from minigrpo.policy.cache import KVCache, LayerCache
+from minigrpo.policy.cache import KeysValues, KVCache, LayerCache
 from minigrpo.policy.fast.gate import recomputed
 from minigrpo.policy.fast.products import Linear, linear
 from minigrpo.policy.fast.stacked import project
@@ -35,13 +35,23 @@ class CausalLM(nn.Module):
             self.lm_head = Linear(architecture.width, architecture.vocabulary, bias=False)
 
     def forward(self, ids_QT: Tensor, *, positions_QT: Tensor | None = None,
-                visible_QTS: Tensor | TreeVisibility | None = None, cache: KVCache | None = None) -> Tensor:
+                visible_QTS: Tensor | TreeVisibility | None = None, cache: KVCache | None = None,
+                root: Sequence[KeysValues] | None = None) -> Tensor:
         """hidden_QTD after the final norm.
 
         Defaults are plain causal: positions are the ``cache``'s slots, and each token sees all tokens before it and itself.
-        Every row of ``visible_QTS`` must see something; S is T, or the cache's ``stop``.
+        Every row of ``visible_QTS`` must see something; S is T, or what the cache has ``seen``. ``root``: the keys and values,
+        by layer, of tokens before those of every row, as ``read`` gives them.
         """
-        (Q, T), S = ids_QT.shape, cache.stop if cache else ids_QT.shape[1]
+        return self._run(ids_QT, positions_QT, visible_QTS, cache, root, keep=False)[0]
+
+    def read(self, ids_QT: Tensor) -> list[KeysValues]:
+        """Keys and values of a plain sequence, by layer."""
+        return self._run(ids_QT, None, None, None, None, keep=True)[1]
+
+    def _run(self, ids_QT: Tensor, positions_QT: Tensor | None, visible_QTS: Tensor | TreeVisibility | None,
+             cache: KVCache | None, root: Sequence[KeysValues] | None, keep: bool) -> tuple[Tensor, list[KeysValues]]:
+        (Q, T), S = ids_QT.shape, cache.seen if cache else ids_QT.shape[1]
         if positions_QT is None:
             positions_QT = (cache.slots_T if cache else torch.arange(T, device=ids_QT.device)).expand(Q, T)
         window = self.architecture.window
@@ -52,7 +62,7 @@ class CausalLM(nn.Module):
         check(ids_QT=ids_QT, positions_QT=positions_QT)
         if isinstance(visible_QTS, Tensor):
             check(ids_QT=ids_QT, visible_QTS=visible_QTS, S=S)
-        return self.model(ids_QT, positions_QT, visible_QTS, cache, self.checkpointing)
+        return self.model(ids_QT, positions_QT, visible_QTS, cache, root, self.checkpointing, keep)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] → logits [..., V], in the weights' dtype."""
@@ -79,22 +89,28 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(architecture.vocabulary, architecture.width)
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.layers))
         self.norm = RMSNorm(architecture.width, architecture)
-        self.run_layer: Callable[..., Tensor] = Layer.forward           # ``fast.fuse`` has it compiled
+        self.run_layer: Callable[..., tuple[Tensor, KeysValues]] = Layer.forward           # ``fast.fuse`` has it compiled
 
     def forward(self, ids_QT: Tensor, positions_QT: Tensor, visible_QTS: Tensor | TreeVisibility | None,
-                cache: KVCache | None, checkpointing: bool) -> Tensor:
+                cache: KVCache | None, root: Sequence[KeysValues] | None, checkpointing: bool,
+                keep: bool) -> tuple[Tensor, list[KeysValues]]:
+        """The last hidden states; or, to ``keep``, this call's keys and values by layer."""
         x_QTD = self.embed_tokens(ids_QT)
         if self.architecture.embedding_scale != 1.0:        # rounded to the weights' dtype, as Gemma was trained
             x_QTD = x_QTD * torch.tensor(self.architecture.embedding_scale, dtype=x_QTD.dtype)
         rotary = rotary_angles(self.architecture, positions_QT, x_QTD.dtype)
         bias = attention_biases(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
+        roots, own = root or (cache.root_layers() if cache else None), []
         for index, layer in enumerate(self.layers):
+            before = roots[index] if roots else None
             if checkpointing and torch.is_grad_enabled():
-                x_QTD = checkpoint(self.run_layer, layer, x_QTD, rotary, bias, None, True, use_reentrant=False,
-                                   preserve_rng_state=False)
+                x_QTD, keys_values = checkpoint(self.run_layer, layer, x_QTD, rotary, bias, None, before, True,
+                                                use_reentrant=False, preserve_rng_state=False)
             else:
-                x_QTD = self.run_layer(layer, x_QTD, rotary, bias, cache.layer(index) if cache else None, False)
-        return self.norm(x_QTD)
+                x_QTD, keys_values = self.run_layer(layer, x_QTD, rotary, bias, cache.layer(index) if cache else None, before,
+                                                    False)
+            own += [keys_values] if keep else []
+        return x_QTD if keep else self.norm(x_QTD), own
 
 
 class Layer(nn.Module):
@@ -106,10 +122,11 @@ class Layer(nn.Module):
         self.mlp = MLP(architecture)
 
     def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Bias, cache: LayerCache | None,
-                checkpointed: bool) -> Tensor:
+                root: KeysValues | None, checkpointed: bool) -> tuple[Tensor, KeysValues]:
         """``checkpointed``: this whole call will be recomputed in the backward pass."""
-        x_QTD = x_QTD + self.self_attn(self.input_layernorm(x_QTD), rotary, bias, cache)
-        return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD), checkpointed)
+        out_QTD, keys_values = self.self_attn(self.input_layernorm(x_QTD), rotary, bias, cache, root)
+        x_QTD = x_QTD + out_QTD
+        return x_QTD + self.mlp(self.post_attention_layernorm(x_QTD), checkpointed), keys_values
 
 
 class Attention(nn.Module):
@@ -126,7 +143,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(H, architecture) if architecture.qk_norm else nn.Identity()
 
-    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Bias, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_QTD: Tensor, rotary: tuple[Tensor, Tensor], bias: Bias, cache: LayerCache | None,
+                root: KeysValues | None) -> tuple[Tensor, KeysValues]:
         query_QTNH, key_QTMH, value_QTMH = (
             projected.unflatten(-1, (-1, self.head_size))
             for projected in project(x_QTD, self.q_proj, self.k_proj, self.v_proj))
@@ -136,8 +154,8 @@ class Attention(nn.Module):
             value_QMSH = value_QTMH.contiguous().transpose(1, 2)        # a view would keep queries and keys for the gradient
         else:
             key_QMSH, value_QMSH = cache.write(key_QMSH, value_QTMH.transpose(1, 2))
-        out_QNTH = attend(query_QNTH, key_QMSH, value_QMSH, bias)
-        return project(out_QNTH.transpose(1, 2).flatten(2), self.o_proj)[0]
+        out_QNTH = attend(query_QNTH, key_QMSH, value_QMSH, bias, root)
+        return project(out_QNTH.transpose(1, 2).flatten(2), self.o_proj)[0], (key_QMSH, value_QMSH)
 
 
 class MLP(nn.Module):

@@ -1,22 +1,25 @@
-"""A group is a tree: the prompt is the trunk, its K completions are the branches. Which slot, which position, who sees whom.
+"""A batch is a tree. What its prompts share is the root, the rest of each is a trunk, its K completions are its branches.
 
-A token sees the trunk, the tokens before it in its own branch, and itself. Positions are p_q + c: the prompt's length plus the
-place in the branch. Two completions (K = 2) of up to three tokens (C = 3) after a prompt of two tokens, padded to P = 3:
+A token sees the root, its own trunk, the tokens before it in its own branch, and itself: what it would see if its prompt and
+completion stood alone. Its position is what it would be there, too. Two prompts (Q = 2) that begin with the same two tokens
+(L = 2) and have up to two of their own (Y = 2), with two completions each (K = 2) of up to three tokens (C = 3):
 
-                       ┌─ SELECT ── name ─── ;        branch k = 0
-      How ── many ─────┤
-                       └─ SELECT ── * ── (padding)    branch k = 1
-                          c = 0     c = 1   c = 2
-      position  0    1      2        3       4
+                           ┌─ many ────────────┬─ SELECT ── name ── ;             trunk 0, branches (0, 0) and (0, 1)
+                           │                   └─ SELECT ── *
+      Table ── How ────────┤
+                           └─ old ── is ───────┬─ SELECT ── age ── ;              trunk 1, branches (1, 0) and (1, 1)
+                                               └─ 7 ── ;
+      position 0    1         2      3           p_q    p_q + 1  p_q + 2          p_q: the length of the prompt
 
-The S = P + K · C slots of a tensor hold the trunk first. Finished completions lie one after the other, slot P + k · C + c;
-growing ones depth by depth, slot P + c · K + k, so that the slots in use are always a prefix:
+The root goes through the model first, and its keys and values are all that the rest needs of it. Finished completions then are
+one sequence of Q · Y + Q · K · C slots, padding included: the trunks, then the branches, each one after the other:
 
-      slot          0    1     2   │  3       4       5       6       7       8
-      finished     How  many  (pad)│ SELECT   name    ;      SELECT   *     (pad)
-      growing      How  many  (pad)│ SELECT  SELECT   name    *       ;      (pad)
-      (k, c) finished              │ (0, 0)  (0, 1)  (0, 2)  (1, 0)  (1, 1)  (1, 2)
-      (k, c) growing               │ (0, 0)  (1, 0)  (0, 1)  (1, 1)  (0, 2)  (1, 2)
+      slot     0     1      2    3    4       5     6   7       8   9       10      11   12  13  14  15
+      token    many  (pad)  old  is   SELECT  name  ;   SELECT  *   (pad)   SELECT  age  ;   7   ;   (pad)
+               └ trunk 0 ┘  └ trunk 1 ┘  └─ branch (0, 0) ─┘  └─ (0, 1) ─┘  └─ (1, 0) ────┘  └─ (1, 1) ─┘
+
+Growing ones have a row of slots for each prompt, the whole prompt first, then depth by depth the tokens of its branches, slot
+P + c · K + k, so that the slots in use are always a prefix.
 
 Padding is seen by no one and sees only itself: a row that saw nothing would be 0 / 0 in the softmax. Padding must also hold a
 finite number, because what is masked is multiplied by 0, and 0 · NaN is NaN. So it repeats its prompt's first token, which
@@ -25,34 +28,55 @@ also sees only itself and is finite wherever the prompt is. Does not depend on t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
 
 from minigrpo.common.shapes import check
 
+MIN_SAVED = 32          # slots: for fewer, a root is not worth the passes over it
+
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts side by side: ``ids_QP``, right-padded each with its own first token; ``length_Q``, the true lengths p_q ≥ 1."""
+    """Prompts side by side: ``ids_QP``, right-padded each with its own first token; ``length_Q``, the true lengths p_q ≥ 1;
+    ``root``, the L < p_q tokens that all of them begin with and that are computed once."""
 
     ids_QP: Tensor
     length_Q: Tensor
+    root: tuple[int, ...] = ()
 
     @property
     def live_QP(self) -> Tensor:
         return torch.arange(self.ids_QP.shape[1], device=self.ids_QP.device) < self.length_Q[:, None]
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], *, multiple: int = 1, device: torch.device | str = "cpu") -> Prompts:
-    """Ragged prompts (token ids) → ``Prompts``, padded to the longest, rounded up to a ``multiple``. ``ValueError`` for an
-    empty prompt, which has no token to predict from."""
+def pad_prompts(prompts: Sequence[Sequence[int]], *, root: int | None = None, multiple: int = 1,
+                device: torch.device | str = "cpu") -> Prompts:
+    """Ragged prompts (token ids) → ``Prompts``, padded to the longest, rounded up to a ``multiple``. ``root``: L, if it is not
+    to be the longest possible. ``ValueError`` for an empty prompt, which has no token to predict from."""
     if not prompts or not all(prompts):
         raise ValueError("a prompt has no tokens")
     length_Q = torch.tensor([len(ids) for ids in prompts])
     width = -(-int(length_Q.max()) // multiple) * multiple
     ids_QP = torch.tensor([list(ids) + [ids[0]] * (width - len(ids)) for ids in prompts])
-    return Prompts(ids_QP.to(device), length_Q.to(device))
+    return Prompts(ids_QP.to(device), length_Q.to(device), tuple(prompts[0][:root_of(prompts) if root is None else root]))
+
+
+def root_of(prompts: Sequence[Sequence[int]]) -> int:
+    """L: how many tokens all prompts begin with, or 0 where a root would save fewer than ``MIN_SAVED`` slots."""
+    shared = common_beginning(prompts)
+    return shared if (len(prompts) - 1) * shared >= MIN_SAVED else 0
+
+
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, if each is left one of its own.
+
+    >>> common_beginning([[5, 6, 7, 8], [5, 6, 9]]), common_beginning([[5, 6, 7], [5, 6]]), common_beginning([[5, 6], [5, 6]])
+    (2, 1, 1)
+    """
+    return min(len(commonprefix(list(map(list, prompts)))), min(map(len, prompts)) - 1)
 
 
 def pad_completions(completions: Sequence[Sequence[Sequence[int]]], *,
@@ -66,12 +90,13 @@ def pad_completions(completions: Sequence[Sequence[Sequence[int]]], *,
 
 
 # ---------------------------------------------------------------------------------------------------------- visibility
-def trunk_visibility(live_QP: Tensor) -> Tensor:
-    """visible_QPP of the prompts alone: live tokens see live tokens up to themselves, padding sees itself."""
+def prompt_visibility(live_QP: Tensor, root: int = 0) -> Tensor:
+    """visible_QYP of the prompts alone, for the Y = P − ``root`` slots behind the root: live tokens see live tokens up to
+    themselves, padding sees itself."""
     check(live_QP=live_QP)
-    causal_PP = torch.ones(live_QP.shape[1], live_QP.shape[1], dtype=torch.bool, device=live_QP.device).tril()
-    return (causal_PP & live_QP[:, None, :] & live_QP[:, :, None]) | torch.eye(
-        len(causal_PP), dtype=torch.bool, device=live_QP.device)
+    slot_P = torch.arange(live_QP.shape[1], device=live_QP.device)
+    slot_Y1 = slot_P[root:, None]
+    return (slot_Y1 >= slot_P) & live_QP[:, None, :] & live_QP[:, root:, None] | (slot_Y1 == slot_P)
 
 
 def within_window(visible_QTS: Tensor, positions_QT: Tensor, positions_QS: Tensor, window: int | None) -> Tensor:
@@ -82,57 +107,59 @@ def within_window(visible_QTS: Tensor, positions_QT: Tensor, positions_QS: Tenso
     return visible_QTS & (positions_QT[:, :, None] - positions_QS[:, None, :] < window)
 
 
-def causal_visibility(live_QP: Tensor, window: int | None) -> Tensor | None:
-    """visible_QPP of the prompts, or None where plain causal attention gives the same: live tokens come first, so they see
-    only live ones, and what padding sees does not matter."""
-    Q, P = live_QP.shape
-    if window is None or P <= window:
+def trunk_visibility(prompts: Prompts, window: int | None) -> Tensor | None:
+    """visible_QYP: the Y = P − L tokens of each prompt behind the root over all P. None where plain causal attention gives the
+    same: without a root live tokens come first, so they see only live ones, and what padding sees does not matter."""
+    (Q, P), L, device = prompts.ids_QP.shape, len(prompts.root), prompts.ids_QP.device
+    if not L and (window is None or P <= window):
         return None
-    positions_QP = torch.arange(P, device=live_QP.device).expand(Q, P)
-    return within_window(trunk_visibility(live_QP), positions_QP, positions_QP, window)
+    positions_QP = torch.arange(P, device=device).expand(Q, P)
+    return within_window(prompt_visibility(prompts.live_QP, L), positions_QP[:, L:], positions_QP, window)
 
 
 @dataclass(frozen=True)
 class TreeVisibility:
-    """Who sees whom in a tree of finished completions. The trunk: ``trunk_QPP``, or plain causal (None). Slot c of branch k:
-    ``branch_QKCS``, over the P slots of the trunk and the C of its own branch. It never sees another branch, so no mask of
-    all S × S pairs of slots is laid out."""
+    """Who sees whom in a tree of finished completions. ``trunk_QYP``: see ``trunk_visibility``. ``branch_QKCS``: slot c of
+    branch k over the P slots of its prompt and the C of its own branch. No mask of all pairs of slots is laid out."""
 
-    trunk_QPP: Tensor | None
+    trunk_QYP: Tensor | None
     branch_QKCS: Tensor
 
 
 @dataclass(frozen=True)
 class ScoringTree:
-    """Finished completions laid out for one pass: each prompt once, its branches behind it.
+    """Finished completions laid out for one pass behind the root, as one sequence of S slots: each trunk once, its branches.
 
-    ``predictor_QKC`` is the slot whose hidden state predicts completion token (k, c): trunk slot p_q − 1 for c = 0, else
-    the slot of the token before it in its branch. The shift by one happens here and nowhere else.
+    ``predictor_QKC`` is the slot whose hidden state predicts completion token (k, c): for c = 0 that of the prompt's last
+    token, else that of the token before it in its branch. The shift by one happens here and nowhere else.
     """
 
-    ids_QS: Tensor
-    positions_QS: Tensor
+    ids_1S: Tensor
+    positions_1S: Tensor
     visible: TreeVisibility
     predictor_QKC: Tensor
 
 
 def scoring_tree(prompts: Prompts, ids_QKC: Tensor, live_QKC: Tensor, *, window: int | None = None) -> ScoringTree:
-    """Trunk and branches as one sequence of S = P + K · C slots. ``live_QKC`` (boolean) marks tokens that are not padding."""
+    """Trunks and branches as one sequence. ``live_QKC`` (boolean) marks tokens that are not padding."""
     check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, live_QKC=live_QKC)
-    (Q, K, C), P, device = ids_QKC.shape, prompts.ids_QP.shape[1], ids_QKC.device
-    depth_C, trunk_P = torch.arange(C, device=device), torch.arange(P, device=device)
+    (Q, K, C), L, P, device = ids_QKC.shape, len(prompts.root), prompts.ids_QP.shape[1], ids_QKC.device
+    depth_C, position_QP = torch.arange(C, device=device), torch.arange(P, device=device).expand(Q, P)
     position_QC = prompts.length_Q[:, None] + depth_C
-    positions_QS = torch.cat([trunk_P.expand(Q, P), position_QC.repeat(1, K)], dim=1)
+
+    def flat(prompt_QP: Tensor, branch_QKC: Tensor) -> Tensor:
+        return torch.cat([prompt_QP[:, L:].flatten(), branch_QKC.flatten()])[None]
 
     own_QKCC = live_QKC[:, :, :, None] & live_QKC[:, :, None, :] & (depth_C[:, None] >= depth_C)
-    trunk_QKCP = live_QKC[:, :, :, None] & prompts.live_QP[:, None, None]
-    seen_QS = torch.cat([trunk_P.expand(Q, P), position_QC], dim=1)
-    branch_QKCS = torch.cat([trunk_QKCP, own_QKCC], dim=3)
-    branch_QKCS = within_window(branch_QKCS.flatten(1, 2), position_QC.repeat(1, K), seen_QS, window).view_as(branch_QKCS)
+    prompt_QKCP = live_QKC[:, :, :, None] & prompts.live_QP[:, None, None]
+    branch_QKCS = torch.cat([prompt_QKCP, own_QKCC], dim=3)
+    branch_QKCS = within_window(branch_QKCS.flatten(1, 2), position_QC.repeat(1, K),
+                                torch.cat([position_QP, position_QC], dim=1), window).view_as(branch_QKCS)
     branch_QKCS[..., depth_C, P + depth_C] = True                   # padding too sees itself
 
-    inside_KC = P - 1 + torch.arange(K, device=device)[:, None] * C + depth_C
-    predictor_QKC = torch.where(depth_C == 0, (prompts.length_Q - 1)[:, None, None], inside_KC)
-    ids_QKC = ids_QKC.where(live_QKC, prompts.ids_QP[:, :1, None])
-    return ScoringTree(torch.cat([prompts.ids_QP, ids_QKC.flatten(1)], dim=1), positions_QS,
-                       TreeVisibility(causal_visibility(prompts.live_QP, window), branch_QKCS), predictor_QKC)
+    last_Q = torch.arange(Q, device=device) * (P - L) + prompts.length_Q - L - 1
+    before_QKC = Q * (P - L) + torch.arange(Q * K * C, device=device).view(Q, K, C) - 1
+    return ScoringTree(flat(prompts.ids_QP, ids_QKC.where(live_QKC, prompts.ids_QP[:, :1, None])),
+                       flat(position_QP, position_QC[:, None].expand(Q, K, C)),
+                       TreeVisibility(trunk_visibility(prompts, window), branch_QKCS),
+                       torch.where(depth_C == 0, last_Q[:, None, None], before_QKC))

@@ -22,7 +22,7 @@ from minigrpo.common.errors import UserError
 from minigrpo.common.process import first_signal
 from minigrpo.common.strict_json import NUMBER, JsonLines
 from minigrpo.policy.files.weights import load_tensors, save_tensors
-from minigrpo.policy.logprobs import completion_logprobs
+from minigrpo.policy.logprobs import completion_logprobs, with_roots
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Tokenizer
 from minigrpo.policy.tree import pad_completions, pad_prompts
@@ -66,11 +66,13 @@ def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer, example
     finite is dropped, as in ``update``.
     """
     tokens, loss, scored = sum(len(completion) for _, completion in examples), 0.0, dict[int, Tensor]()
+    asked, written = zip(*examples)
     with scoring_explained(model, grpo.micro_batch_tokens):
-        for chosen in pack([(len(prompt), len(completion)) for prompt, completion in examples], 1, grpo.micro_batch_tokens):
-            prompts = pad_prompts([examples[i][0] for i in chosen], device=model.device)
-            ids_Q1C, mask_Q1C = pad_completions([[examples[i][1]] for i in chosen], device=model.device)
-            logp_BC = completion_logprobs(model, prompts, ids_Q1C, mask_Q1C)
+        parts = [(pad_prompts([asked[i] for i in chosen], root=root, device=model.device), chosen)
+                 for root, chosen in pack(asked, list(map(len, written)), 1, grpo.micro_batch_tokens)]
+        for root, (prompts, chosen) in with_roots([(part[0], part) for part in parts], model):
+            ids_Q1C, mask_Q1C = pad_completions([[written[i]] for i in chosen], device=model.device)
+            logp_BC = completion_logprobs(model, prompts, ids_Q1C, mask_Q1C, root=root)
             part = -logp_BC.sum() / tokens
             part.backward()
             scored |= zip(chosen, logp_BC.detach())

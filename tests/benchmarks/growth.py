@@ -1,4 +1,5 @@
-"""How one GRPO step grows: seconds and memory as prompts, completions, K or the questions of a step are doubled.
+"""How one GRPO step grows: seconds and memory as prompts, completions, K or the questions of a step are doubled; the questions
+also where they share most of their prompts.
 
     python -m tests.benchmarks.growth [--device cpu|cuda]
 
@@ -16,7 +17,7 @@ from tests.benchmarks import step as benchmark
 MODEL = benchmark.LLAMA | {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
                            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
 START = benchmark.Work(MODEL, questions=4, prompt=128, completions=2, tokens=32, micro_batch=8, budget=2048, repeats=3)
-DOUBLED = {"prompt": 4, "tokens": 4, "completions": 3, "questions": 4}
+DOUBLED = [("prompt", 4, 0), ("tokens", 4, 0), ("completions", 3, 0), ("questions", 4, 0), ("questions", 4, 112)]  # what, how often, shared
 SHOWN = ("prefill", "generate (beam)", "reference", "update")
 
 
@@ -27,16 +28,17 @@ def main() -> None:
     args = parser.parse_args()
     if args.only:
         return benchmark.measure_minigrpo(replace(START, **json.loads(args.only)), args.device, fused=False, checkpointing=False)
-    print(f"{'':16} {'':>6}" + "".join(f"{phase:>24}" for phase in (*SHOWN, "step")))
-    for axis, times in DOUBLED.items():
+    print(f"{'':22} {'':>6}" + "".join(f"{phase:>24}" for phase in (*SHOWN, "step")))
+    for axis, times, shared in DOUBLED:
         for doubled in range(times + 1):
             size = getattr(START, axis) * 2**doubled
-            ended = subprocess.run([sys.executable, "-m", "tests.benchmarks.growth", "--device", args.device, "--only", json.dumps({axis: size})],
+            ended = subprocess.run([sys.executable, "-m", "tests.benchmarks.growth", "--device", args.device,
+                                    "--only", json.dumps({axis: size, "shared": shared})],
                                    stdout=subprocess.PIPE, text=True, check=True)
             rows = {row["phase"]: row for row in map(json.loads, ended.stdout.splitlines())}
             cells = [f"{row['median_s'] * 1e3:9.0f} ms {row['peak_bytes'] / 1e9:7.2f} GB"
                      for row in (rows[phase] for phase in (*SHOWN, "step"))]
-            print(f"{axis:16} {size:6}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+            print(f"{axis + (f', {shared} shared' if shared else ''):22} {size:6}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

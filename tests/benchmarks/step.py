@@ -1,10 +1,15 @@
 """What one GRPO step costs, phase by phase, here and in the libraries one would otherwise use, on the same work in one run.
 
     python tests/benchmarks/step.py --device cpu|cuda --model tiny|smollm2|codegemma7b [--peers] [--fuse] [--json FILE]
+                                    [--questions N] [--prompts FOLDER --tokenizer FOLDER]
 
 Weights are random and of the named shape; rank-16 adapters sit on all seven projections. Nobody may stop early: every
 completion has exactly as many tokens as the table says, and that is asserted. Each library runs in a process of its own, one
 after the other, so that its memory is its own. The SQL of a step are real queries of the quickstart's questions, on SQLite.
+
+Prompts are random tokens, which share nothing. --prompts names the folder of TEMPTABQA-C instead: the first training questions
+in the template "plain" with three samples a column, in the tokens of --tokenizer, a folder with a tokenizer.json. All of them
+show the same schema. Both sides then get the same prompts, and of the peers only TRL is measured.
 """
 
 import argparse
@@ -17,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +43,8 @@ class Work:
     micro_batch: int                            # sequences the peers put through at once in the update
     budget: int                                 # our micro_batch_tokens
     repeats: int
+    prompts: tuple[tuple[int, ...], ...] = ()   # real ones in place of random ones; the longest has ``prompt`` tokens
+    shared: int = 0                             # tokens that all random prompts begin with
 
 
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu",
@@ -128,7 +135,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     from minigrpo.policy.generation.growing_tree import GrowingTree
     from minigrpo.policy.generation.search import beam_search, sample
     from minigrpo.policy.tokenizer import Stopping
-    from minigrpo.policy.tree import pad_prompts
+    from minigrpo.policy.tree import pad_prompts, root_of
     from minigrpo.rollout import Group, Rollout
     from minigrpo.task.contract import Verdict
     from minigrpo.task.sql.data.athletes import load_databases, load_questions
@@ -145,7 +152,10 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
         fuse(model)
 
     V, draws = model.architecture.vocabulary, torch.Generator(where).manual_seed(0)
-    prompts = torch.randint(10, V - 10, (Q, P), generator=torch.Generator().manual_seed(1)).tolist()
+    random_QP = torch.randint(10, V - 10, (Q, P), generator=torch.Generator().manual_seed(1))
+    random_QP[:, :work.shared] = random_QP[0, :work.shared]
+    prompts = work.prompts or random_QP.tolist()
+    read = sum(map(len, prompts))
     never = Stopping(torch.zeros(1, V, dtype=torch.long), torch.zeros(1, V, dtype=torch.bool))
     grpo = config.GRPO(micro_batch_tokens=work.budget, kl_coef=0.04)
     optimizer, clock = make_optimizer(model, grpo), Clock(lambda: settle(where))
@@ -163,7 +173,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
         return found
 
     facts = {"tokens": Q * K * C, "sequences": Q * K}
-    once = meter("prefill", partial(prefill, GrowingTree(model, Q, P, K, C)), tokens=Q * P)
+    once = meter("prefill", partial(prefill, GrowingTree(model, Q, P, K, C, root_of(prompts))), tokens=read)
     for method in ("beam", "sample"):
         seconds = meter(f"generate ({method})", lambda: generate(method), warm=2, **facts)
         meter.row(f"decode one token ({method})", [(seconds - once) / C], 0)
@@ -182,9 +192,9 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
             return [Group(asked[q], tuple(prompts[q]), tuple(rollouts[q * K:(q + 1) * K])) for q in range(Q)]
 
         made = groups()
-        meter("reference", lambda: make_batch(made, model, grpo, temperature=1.0, clock=Clock()), tokens=Q * (P + K * C))
+        meter("reference", lambda: make_batch(made, model, grpo, temperature=1.0, clock=Clock()), tokens=read + Q * K * C)
         batch = make_batch(made, model, grpo, temperature=1.0, clock=Clock())
-        meter("update", lambda: update(model, optimizer, batch, grpo, length=C, clock=Clock()), tokens=Q * (P + K * C))
+        meter("update", lambda: update(model, optimizer, batch, grpo, length=C, clock=Clock()), tokens=read + Q * K * C)
 
         def step() -> None:
             batch = make_batch(groups(), model, grpo, temperature=1.0, clock=clock)
@@ -259,7 +269,7 @@ def measure_peft(work: Work, device: str) -> None:
     meter("update", update, tokens=Q * K * (P + C))
 
 
-def measure_trl(work: Work, device: str) -> None:
+def measure_trl(work: Work, device: str, args: argparse.Namespace) -> None:
     import random
     import tempfile
 
@@ -277,7 +287,13 @@ def measure_trl(work: Work, device: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
                                         unk_token="<unk>", padding_side="left")
     draws = random.Random(0)
-    prompts = Dataset.from_list([{"prompt": "".join(draws.choice(letters) for _ in range(P))} for _ in range(256)])
+    texts = ["".join(draws.choice(letters) for _ in range(P)) for _ in range(256)]
+    if work.prompts:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(args.tokenizer / "tokenizer.json"), padding_side="left")
+        tokenizer.pad_token = tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
+        texts = tokenizer.batch_decode(work.prompts) * 64
+        assert [tuple(tokenizer(text)["input_ids"]) for text in texts[:Q]] == list(work.prompts)
+    prompts = Dataset.from_list([{"prompt": text} for text in texts])
 
     class Timer(TrainerCallback):
         def on_step_begin(self, *args: object, **named: object) -> None:
@@ -293,8 +309,9 @@ def measure_trl(work: Work, device: str) -> None:
         return [float(i % K) for i in range(len(completion_ids))]
 
     with tempfile.TemporaryDirectory() as folder, meter.peak() as peak:
-        settings = GRPOConfig(output_dir=folder, per_device_train_batch_size=work.micro_batch,
-                              gradient_accumulation_steps=Q * K // work.micro_batch, num_generations=K, max_completion_length=C,
+        together = min(work.micro_batch, Q * K)
+        settings = GRPOConfig(output_dir=folder, per_device_train_batch_size=together,
+                              gradient_accumulation_steps=Q * K // together, num_generations=K, max_completion_length=C,
                               beta=0.04, learning_rate=1e-6, max_steps=1 + work.repeats, report_to=[], save_strategy="no",
                               bf16=device == "cuda", use_cpu=device == "cpu", gradient_checkpointing=device == "cuda",
                               generation_kwargs={"min_new_tokens": C}, disable_tqdm=True, logging_steps=1000)
@@ -311,6 +328,25 @@ def show(row: dict) -> None:
           f"{row['max_s'] * 1e3:9.1f} ms {memory:>9}", flush=True)
 
 
+def chosen_work(args: argparse.Namespace) -> Work:
+    work = WORKS[args.model, args.device]
+    if args.questions:
+        work = replace(work, questions=args.questions)
+    return replace(work, **real_prompts(args, work.questions)) if args.prompts else work
+
+
+def real_prompts(args: argparse.Namespace, count: int) -> dict[str, object]:
+    from tokenizers import Tokenizer
+
+    from minigrpo.task.sql.data.temptabqa import load_databases, load_questions
+    from minigrpo.task.sql.prompt import render_prompt, schema_text
+    tokenizer, tables = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json")), load_databases(args.prompts)
+    texts = [render_prompt("plain", question.text, schema_text("plain", tables[question.database], 3))
+             for question in load_questions(args.prompts, "train")[:count]]
+    prompts = tuple(tuple(tokenizer.encode(text).ids) for text in texts)
+    return {"prompts": prompts, "prompt": max(map(len, prompts))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the phases of one GRPO step.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -318,17 +354,24 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="transformers, peft and trl beside it")
     parser.add_argument("--fuse", action="store_true", help="our small operations through torch.compile")
     parser.add_argument("--checkpointing", action="store_true", help="our layers recomputed in the backward pass")
+    parser.add_argument("--questions", type=int, metavar="N", help="in place of the table's")
+    parser.add_argument("--prompts", type=Path, metavar="FOLDER", help="of TEMPTABQA-C: real prompts, which share a schema")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="with the tokenizer.json for --prompts")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", choices=WHO, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    work = WORKS[args.model, args.device]
+    if bool(args.prompts) != bool(args.tokenizer):
+        parser.error("--prompts and --tokenizer need each other")
+    work = chosen_work(args)
     if args.only == "minigrpo":
         return measure_minigrpo(work, args.device, fused=args.fuse, checkpointing=args.checkpointing)
+    if args.only == "trl":
+        return measure_trl(work, args.device, args)
     if args.only:
         return globals()[f"measure_{args.only}"](work, args.device)
     rows = []
     print(f"{'phase':26} {'who':13} {'median':>10} {'min … max':>24} {'peak':>9}")
-    for who in WHO if args.peers else WHO[:1]:
+    for who in (WHO[::3] if args.prompts else WHO) if args.peers else WHO[:1]:
         child = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--only", who], stdout=subprocess.PIPE, text=True,
                                  env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
         for line in child.stdout:
@@ -338,7 +381,7 @@ def main() -> None:
         if child.wait():
             sys.exit(f"{who} ended with status {child.returncode}")
     if args.json:
-        args.json.write_text(json.dumps({"work": vars(work), "machine": machine(args.device), "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"work": vars(work) | {"prompts": len(work.prompts)}, "machine": machine(args.device), "rows": rows}, indent=1) + "\n")
 
 
 def machine(device: str) -> dict[str, object]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from minigrpo.policy.tokenizer import train_bpe
+from minigrpo.task.sql.data.temptabqa import load_questions
 from tests.compiler import needs_compiler
+from tests.paths import MINI
 
 STEP = Path(__file__).parent / "step.py"
 OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)", "SQL",
@@ -33,3 +36,17 @@ def test_each_phase_has_its_row_for_all_who_take_part(tmp_path, switch, who):
         assert row["phase"] != "step" or row["peak_bytes"] > 0
         assert f"{row['phase']:26} {row['who']} " in ended.stdout
     assert found == who
+
+
+@pytest.mark.slow
+def test_real_prompts_share_a_root_and_both_sides_get_the_same(tmp_path):
+    """Three questions of the tests' data in a tokenizer of 400 ids: TRL's side asserts that its ids are the ones given to it."""
+    questions = [question.text for question in load_questions(MINI, "train")]
+    (tmp_path / "tokenizer.json").write_text(train_bpe([*questions, *"CREATE TABLE Athlete (\n  name TEXT\n);"], 400).to_str())
+    command = [sys.executable, STEP, "--device", "cpu", "--model", "tiny", "--questions", "3", "--prompts", MINI, "--tokenizer",
+               tmp_path, "--peers", "--json", tmp_path / "step.json"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert {row["who"] for row in found["rows"]} == {"minigrpo", "trl"} and found["work"]["prompts"] == 3
+    assert all(row["tokens"] == 3 * 2 * 32 for row in found["rows"] if row["phase"] == "step")

@@ -186,6 +186,16 @@ def test_twice_the_micro_batch_takes_twice_the_memory():
     assert 2 * works[0] - 6 * head <= works[1] <= 2 * works[0]
 
 
+def test_what_prompts_share_is_kept_and_computed_once():
+    """Trees have 5 slots of their own and 3·20 in branches: of 8 questions 45 + 8 · 65 = 565 instead of 8 · 110 = 880. A root of
+    fewer slots than it is worth is none. (The head's chunk of 512 positions is the same in both.)"""
+    plain, rooted, tiny = (plan(load=Load(50, root=root)) for root in (0, 45, 4))
+    assert rooted.phases["update"].work < 0.8 * plain.phases["update"].work
+    assert rooted.phases["generate"].work < plain.phases["generate"].work
+    assert tiny.phases["generate"].work == plain.phases["generate"].work
+    assert plan("grpo.micro_batch_tokens=305", load=Load(50, root=45)).together == 4        # 45 + 4 · 65
+
+
 def test_a_micro_batch_smaller_than_a_question_holds_one(usual):
     assert plan("grpo.micro_batch_tokens=1").together == 1
     assert usual.together == 8                              # 8 · 110 slots are fewer than 8192
@@ -252,7 +262,7 @@ FREE = 1e30                                                             # a rate
 
 
 def seconds(rates: Rates, *overrides: str) -> dict[str, float]:
-    return step_seconds(ROUND, rates, load_config("/dev/null", [*SECONDS, *overrides]), WIDE, 100)
+    return step_seconds(ROUND, rates, load_config("/dev/null", [*SECONDS, *overrides]), WIDE, Load(100))
 
 
 def test_seconds_of_arithmetic_by_hand():
@@ -260,6 +270,14 @@ def test_seconds_of_arithmetic_by_hand():
     s, together 2.4 s. Trees: 10 · (100 + 2·50) = 2,000 slots, of which 1,000 pass the head: forward 2 · (2,000 · 1 M +
     1,000 · 0.2 M) = 4.4 s; with backward twice as much, 8.8 s."""
     assert seconds(Rates(1e9, FREE, 0.0, 0.0)) == pytest.approx({"generate": 4.4, "reference": 4.4, "update": 8.8})
+
+
+def test_seconds_of_a_root_by_hand():
+    """Of each prompt's 100 tokens 80 are shared: 80 + 10 · 20 are read before the first token, 280 · 2 M operations; with the
+    tokens 0.56 + 2.4 s. Two passes of five questions share one root: 80 + 10 · (20 + 100) = 1,280 slots, of which 1,000 pass the
+    head."""
+    found = step_seconds(ROUND, Rates(1e9, FREE, 0.0, 0.0), load_config("/dev/null", list(SECONDS)), WIDE, Load(100, root=80))
+    assert found == pytest.approx({"generate": 2.96, "reference": 2.56 + 0.4, "update": 2 * (2.56 + 0.4)})
 
 
 def test_seconds_of_memory_by_hand():
@@ -287,7 +305,7 @@ def test_an_untied_embedding_is_looked_up_and_not_multiplied():
     """Of 1.2 M parameters the embedding and the head take 0.2 M each: a body of 0.8 M reads 1,000 tokens of prompts in 1.6 s,
     and 20 · 2 · (0.8 + 0.2) M operations at each of 50 tokens take 2 s."""
     rates, cfg = Rates(1e9, FREE, 0.0, 0.0), load_config("/dev/null", list(SECONDS))
-    assert step_seconds(ROUND, rates, cfg, replace(WIDE, tied=False), 100)["generate"] == pytest.approx(3.6)
+    assert step_seconds(ROUND, rates, cfg, replace(WIDE, tied=False), Load(100))["generate"] == pytest.approx(3.6)
 
 
 @pytest.mark.slow

@@ -83,14 +83,15 @@ def in_pieces(model, ids_QT, pieces):
 
 
 PROMPTS = [random_ids(n, seed=n).clamp(min=1).tolist() for n in (3, 8, 5)]
+ROOTED = [random_ids(17, seed=2).clamp(min=1).tolist() + prompt for prompt in PROMPTS]     # they begin with the same 17
 LIVE_QKC = torch.arange(6) < torch.tensor([[4, 6, 1], [6, 2, 3], [5, 6, 6]])[:, :, None]
 IDS_QKC = random_ids(3, 3, 6, seed=9).clamp(min=1)
 
 
-def scored_alone(theirs):
+def scored_alone(theirs, prompts=PROMPTS):
     """The same by a plain causal pass over each prompt + completion alone."""
     rows = []
-    for q, prompt in enumerate(PROMPTS):
+    for q, prompt in enumerate(prompts):
         for k, length in enumerate(LIVE_QKC[q].sum(-1).tolist()):
             sequence = torch.tensor([prompt + IDS_QKC[q, k, :length].tolist()])
             rows.append(theirs(input_ids=sequence).logits[0, len(prompt) - 1:-1])
@@ -181,16 +182,16 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def grown(model, theirs):
+def grown(model, theirs, prompts=PROMPTS):
     """Logits of branches that swap parents at random while they grow, and of each branch's history alone."""
-    draw, (K, C) = torch.Generator().manual_seed(1), (4, 7)
-    tree = GrowingTree(model, len(PROMPTS), 8, K, C)
-    histories = [[list(prompt) for _ in range(K)] for prompt in PROMPTS]
+    draw, (K, C), padded = torch.Generator().manual_seed(1), (4, 7), pad_prompts(prompts)
+    tree = GrowingTree(model, len(prompts), max(map(len, prompts)), K, C, len(padded.root))
+    histories = [[list(prompt) for _ in range(K)] for prompt in prompts]
 
     def alone():
         return torch.stack([theirs(input_ids=torch.tensor(group)).logits[:, -1] for group in histories])
 
-    tree.load(pad_prompts(PROMPTS))
+    tree.load(padded)
     yield tree.prefill(model).expand(-1, K, -1), alone()
     for depth in range(C):
         ids_QK = random_ids(3, K, seed=50 + depth).clamp(min=1)

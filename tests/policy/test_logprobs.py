@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigrpo.policy.files.weights import load_model
-from minigrpo.policy.logprobs import completion_logprobs, token_logprobs
+from minigrpo.policy.logprobs import completion_logprobs, token_logprobs, with_roots
 from minigrpo.policy.lora import adapter_parameters, adapters, add_lora
 from minigrpo.policy.tree import pad_completions, pad_prompts
 
@@ -133,6 +133,51 @@ def test_gradients_equal_plain_autograd(adapted, family, config):
     for name in expected:
         scale = float(expected[name].abs().max())
         assert scale > 0 and float((got[name] - expected[name]).abs().max()) <= 1e-4 * scale, name
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_root_gives_the_log_probs_and_gradients_of_none(adapted, data):
+    """In float64, for any family: prompts that share any number of tokens, completions of any lengths, empty ones among them,
+    and a window shorter or longer than what is shared. A root of any length up to that changes the order of sums alone."""
+    family, config = data.draw(st.sampled_from([("llama", {}), ("gemma", {}), ("qwen2", {}), ("qwen3", {}), *(
+        ("mistral", dict(sliding_window=window)) for window in (1, 4, 9, 30))]))
+    model = adapted(family, **config).double()
+    Q, K, tokens = data.draw(st.integers(2, 4)), data.draw(st.integers(1, 8)), st.integers(0, 60)
+    shared = data.draw(st.lists(tokens, max_size=20))
+    prompts = [shared + own for own in data.draw(st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=Q, max_size=Q))]
+    group = st.lists(st.lists(tokens, max_size=5), min_size=K, max_size=K)
+    ids_QKC, mask_QKC = pad_completions(data.draw(st.lists(group, min_size=Q, max_size=Q)))
+    weight_BC = torch.randn(Q * K, ids_QKC.shape[2], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for root in (0, data.draw(st.integers(0, len(shared)))):
+        logp_BC = completion_logprobs(model, pad_prompts(prompts, root=root), ids_QKC, mask_QKC)
+        found.append({"log-probs": logp_BC.detach(), **gradients(model, logp_BC, weight_BC)})
+    for name, expected in found[0].items():
+        largest = max([1.0, *expected.abs().flatten().tolist()])
+        assert all(apart <= 1e-12 * largest for apart in (found[1][name] - expected).abs().flatten().tolist()), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_of_one_root_leave_the_gradients_of_one_batch(adapted, checkpointing, monkeypatch):
+    """Two roots of 33 and 40 tokens, two parts each: each root is read once, and all gradients add up."""
+    model, read = adapted("qwen2").double(), []
+    model.checkpointing = checkpointing
+    roots = [torch.randint(0, 61, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (33, 40)]
+    prompts = [root + prompt for root in roots for prompt in ([1, 2], [3], [4, 5, 6], [7])]
+    completions = [[[8, 9, q], [q]] for q in range(8)]
+    weight_QKC = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = gradients(model, completion_logprobs(model, pad_prompts(prompts), *pad_completions(completions)),
+                         weight_QKC.flatten(0, 1))
+    model.zero_grad()
+    monkeypatch.setattr(model, "read", lambda ids, read_it=model.read: read.append(len(ids[0])) or read_it(ids))
+    parts = [(pad_prompts([prompts[q] for q in chosen]), chosen) for chosen in ([0, 1], [2, 3], [4, 5], [6, 7])]
+    for root, (padded, chosen) in with_roots([(part[0], part) for part in parts], model):
+        logp_BC = completion_logprobs(model, padded, *pad_completions([completions[q] for q in chosen]), root=root)
+        (logp_BC * weight_QKC[chosen].flatten(0, 1)).sum().backward()
+    assert read == [33, 40]
+    for name, parameter in adapter_parameters(model).items():
+        assert float((parameter.grad - expected[name]).abs().max()) <= 1e-12 * max(1, float(expected[name].abs().max())), name
 
 
 def test_masked_positions_give_no_gradient(adapted):

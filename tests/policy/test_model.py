@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigrpo.policy.files.weights import load_model
-from minigrpo.policy.tree import pad_prompts, scoring_tree, trunk_visibility, within_window
+from minigrpo.policy.tree import pad_prompts, prompt_visibility, scoring_tree, within_window
 from tests.policy.helpers import (
     EACH,
     IDS_QKC,
@@ -19,6 +20,7 @@ from tests.policy.helpers import (
     OF_LOGITS,
     PATHS,
     PROMPTS,
+    ROOTED,
     apart,
     gradients,
     grown,
@@ -91,26 +93,32 @@ def test_ragged_prompts_side_by_side_equal_transformers_masked_batch(pair, parit
     model, theirs = pair(family, **config)
     prompts = pad_prompts([random_ids(n, seed=n).tolist() for n in (3, 17, 1, 9)])
     positions_QP = torch.arange(17).expand(4, 17)
-    visible_QPP = within_window(trunk_visibility(prompts.live_QP), positions_QP, positions_QP, model.architecture.window)
+    visible_QPP = within_window(prompt_visibility(prompts.live_QP), positions_QP, positions_QP, model.architecture.window)
     got = model.logits(model(prompts.ids_QP, visible_QTS=visible_QPP)[prompts.live_QP])
     expected = theirs(input_ids=prompts.ids_QP, attention_mask=prompts.live_QP.long()).logits[prompts.live_QP]
     parity("logits, ragged batch", "transformers", apart(got, expected), **OF_LOGITS)
 
 
-def scored_tree(model, ids_QKC):
-    """Logits that predict each live token of ragged completions to ``PROMPTS``, all in one pass."""
-    tree = scoring_tree(pad_prompts(PROMPTS), ids_QKC, LIVE_QKC, window=model.architecture.window)
-    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)
-    assert hidden_QSD.isfinite().all()
-    places = LIVE_QKC.nonzero(as_tuple=True)
-    return model.logits(hidden_QSD[places[0], tree.predictor_QKC[places]])
+def behind_root(model, prompts, ids_QKC, live_QKC):
+    """Hidden states of trunks and branches, and their tree."""
+    tree = scoring_tree(prompts, ids_QKC, live_QKC, window=model.architecture.window)
+    root = model.read(torch.tensor([prompts.root])) if prompts.root else None
+    return model(tree.ids_1S, positions_QT=tree.positions_1S, visible_QTS=tree.visible, root=root), tree
+
+
+def scored_tree(model, ids_QKC, prompts=PROMPTS):
+    """Logits that predict each live token of ragged completions to some prompts, all in one pass."""
+    hidden_1SD, tree = behind_root(model, pad_prompts(prompts), ids_QKC, LIVE_QKC)
+    assert hidden_1SD.isfinite().all()
+    return model.logits(hidden_1SD[0, tree.predictor_QKC[LIVE_QKC]])
 
 
 @pytest.mark.parity
 @EACH
-def test_scoring_tree_equals_each_sequence_alone(pair, parity, family, config):
+@pytest.mark.parametrize("prompts", [PROMPTS, ROOTED], ids=["no root", "root"])
+def test_scoring_tree_equals_each_sequence_alone(pair, parity, family, config, prompts):
     model, theirs = pair(family, **config)
-    got, expected = scored_tree(model, IDS_QKC), scored_alone(theirs)
+    got, expected = scored_tree(model, IDS_QKC, prompts), scored_alone(theirs, prompts)
     parity("logits, tree of completions", "transformers", apart(got, expected), **OF_LOGITS)
 
 
@@ -122,7 +130,8 @@ def test_no_number_that_padding_could_hold_reaches_a_live_token(pair, parity, fa
     model, theirs = pair(family, **config)
     model = copy.deepcopy(model)
     model.model.embed_tokens.weight[0] = torch.nan
-    pairs = [(scored_tree(model, IDS_QKC * LIVE_QKC), scored_alone(theirs)), *grown(model, theirs)]
+    pairs = [*((scored_tree(model, IDS_QKC * LIVE_QKC, prompts), scored_alone(theirs, prompts)) for prompts in (PROMPTS, ROOTED)),
+             *grown(model, theirs), *grown(model, theirs, ROOTED)]
     for got, expected in pairs:
         parity("logits, NaN for padding", "transformers", apart(got[..., 1:], expected[..., 1:]), **OF_LOGITS)
 
@@ -131,27 +140,27 @@ def test_padding_is_its_prompts_first_token_once_more(pair):
     """In a branch it sees itself only, and what it says does not depend on where it stands: all padded slots of branches have
     one hidden state, the prompt's first."""
     model, _ = pair("llama")
-    prompts = pad_prompts(PROMPTS)
-    tree = scoring_tree(prompts, IDS_QKC * LIVE_QKC, LIVE_QKC)
-    hidden_QSD = model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)
-    padding_QS = torch.cat([torch.zeros_like(prompts.live_QP), ~LIVE_QKC.flatten(1)], dim=1)
-    torch.testing.assert_close(hidden_QSD[padding_QS], hidden_QSD[:, :1].expand_as(hidden_QSD)[padding_QS])
+    for prompts in map(pad_prompts, (PROMPTS, ROOTED)):
+        hidden_1SD, _ = behind_root(model, prompts, IDS_QKC * LIVE_QKC, LIVE_QKC)
+        hidden_QXD = hidden_1SD[0, -LIVE_QKC.numel():].unflatten(0, (3, -1))[:, :, None]      # the branches come last
+        first_QD = torch.stack([model(prompts.ids_QP[q:q + 1, :1])[0, 0] for q in range(3)])
+        for q, padding_X in enumerate(~LIVE_QKC.flatten(1)):
+            torch.testing.assert_close(hidden_QXD[q, padding_X, 0], first_QD[q].expand(int(padding_X.sum()), -1))
 
 
 @PATHS
-def test_what_lies_in_padding_changes_no_live_bit(pair, family, config):
+@pytest.mark.parametrize("root", [[], [8, 9, 10] * 11])
+def test_what_lies_in_padding_changes_no_live_bit(pair, family, config, root):
     """Other ids in the padding of trunk and branches: every live slot's hidden state is the same, bit for bit."""
     model, _ = pair(family, **config)
-    prompts = pad_prompts([[5, 6], random_ids(7).tolist()])
+    prompts = pad_prompts([[*root, 5, 6], [*root, *random_ids(7).tolist()]])
     live_QKC = torch.arange(4) < torch.tensor([[4, 2], [1, 3]])[:, :, None]
     clean_QKC = random_ids(2, 2, 4, seed=3) * live_QKC
 
     def hidden(garbage):
         ids_QP = prompts.ids_QP.where(prompts.live_QP, garbage)
-        tree = scoring_tree(type(prompts)(ids_QP, prompts.length_Q), clean_QKC.where(live_QKC, garbage), live_QKC,
-                            window=model.architecture.window)
-        live_QS = torch.cat([prompts.live_QP, live_QKC.flatten(1)], dim=1)
-        return model(tree.ids_QS, positions_QT=tree.positions_QS, visible_QTS=tree.visible)[live_QS]
+        hidden_1SD, _ = behind_root(model, replace(prompts, ids_QP=ids_QP), clean_QKC.where(live_QKC, garbage), live_QKC)
+        return hidden_1SD[0, torch.cat([prompts.live_QP[:, len(root):].flatten(), live_QKC.flatten()])]
 
     assert hidden(0).equal(hidden(37))
 

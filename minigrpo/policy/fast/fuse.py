@@ -27,7 +27,7 @@ def fuse(model: nn.Module) -> None:
     decoder: Any = model.model
     compiled = torch.compile(type(decoder.layers[0]).forward)
 
-    def run_layer(layer: nn.Module, *inputs: object) -> Tensor:
+    def run_layer(layer: nn.Module, *inputs: object) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         stacks(layer)                                   # the compiler could not lay weights together
         return compiled(layer, *inputs)
 

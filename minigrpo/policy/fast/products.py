@@ -68,10 +68,28 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y.add_(bias)
 
 
-def masked_attention(query_QMGH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: Tensor) -> Tensor:
-    """out_QMGH: softmax(query · key / √H + bias) · value. ``bias`` [Q, 1, G, S] is 0 or −inf."""
+def masked_attention(query_QMGH: Tensor, key_QMSH: Tensor, value_QMSH: Tensor, bias: Tensor,
+                     root: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """out_QMGH: softmax(query · key / √H + bias) · value. ``bias`` [Q, 1, G, S] is 0 or −inf. The keys and values of a
+    ``root``, [1, M, L, H], come before those of every row; ``bias`` is then [Q, 1, G, L + S]. Where rows are few, the root is
+    read once for all Q."""
     Q, M, G, H = query_QMGH.shape
-    if G <= MAX_ROWS and Q * M <= MAX_HEADS:
+    if root is None and (G > MAX_ROWS or Q * M > MAX_HEADS):
+        return F.scaled_dot_product_attention(query_QMGH, key_QMSH, value_QMSH, attn_mask=bias)
+    if root is None:
         scores_QMGS = (query_QMGH * H ** -0.5) @ key_QMSH.transpose(2, 3) + bias
         return scores_QMGS.softmax(dim=-1) @ value_QMSH
-    return F.scaled_dot_product_attention(query_QMGH, key_QMSH, value_QMSH, attn_mask=bias)
+    if G > MAX_ROWS:
+        key_QMSH, value_QMSH = (torch.cat([shared.expand(Q, -1, -1, -1), own], dim=2)
+                                for shared, own in zip(root, (key_QMSH, value_QMSH)))
+        return F.scaled_dot_product_attention(query_QMGH, key_QMSH, value_QMSH, attn_mask=bias)
+
+    def with_root(x: Tensor, matrix: Tensor) -> Tensor:
+        """x [Q, M, G, ...] · matrix [M, ...]: the rows of all Q are rows of one product."""
+        return (x.transpose(0, 1).flatten(1, 2) @ matrix).unflatten(1, (Q, G)).transpose(0, 1)
+
+    query_QMGH = query_QMGH * H ** -0.5
+    (root_key_MLH,), (root_value_MLH,) = root
+    scores = torch.cat([with_root(query_QMGH, root_key_MLH.transpose(1, 2)), query_QMGH @ key_QMSH.transpose(2, 3)], dim=3)
+    of_root, own = (scores + bias).softmax(dim=-1).split([root_key_MLH.shape[1], key_QMSH.shape[2]], dim=3)
+    return with_root(of_root, root_value_MLH) + own @ value_QMSH

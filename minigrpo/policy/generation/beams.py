@@ -64,8 +64,16 @@ class Beams:
     def step(self, model: CausalLM) -> None:
         self.select(log_softmax(self.tree.grow(model, self.token_QK, self.parent_QK)))
 
-    def over(self) -> bool:
-        return not self.open_Q1.any()
+    def open_Q(self) -> Tensor:
+        """Which prompts go on."""
+        return self.open_Q1[:, 0]
+
+    def keep(self, rows_Q: Tensor) -> None:
+        """Go on with these prompts alone."""
+        self.tree.keep(rows_Q)
+        self.live, self.done, self.open_Q1 = self.live.of(rows_Q), self.done.of(rows_Q), self.open_Q1[rows_Q]
+        self.state_QK, self.token_QK, self.parent_QK = (
+            x_QK[rows_Q] for x_QK in (self.state_QK, self.token_QK, self.parent_QK))
 
 
 def best_continuations(live: "Hypotheses", total_QKV: Tensor, logp_QKV: Tensor, ends_QKV: Tensor,
@@ -107,6 +115,10 @@ class Hypotheses(NamedTuple):
         return cls(zeros(groups, count, depth, dtype=torch.long), zeros(groups, count, depth, dtype=wide),
                    zeros(groups, count, dtype=torch.long), zeros(groups, count, dtype=wide) - torch.inf,
                    zeros(groups, count, dtype=torch.bool))
+
+    def of(self, rows_Q: Tensor) -> "Hypotheses":
+        """Those of some prompts."""
+        return Hypotheses(*(tensor[rows_Q] for tensor in self))
 
     def set(self, other: "Hypotheses") -> None:
         for mine, theirs in zip(self, other):

@@ -1,29 +1,41 @@
-"""The tree of a group while it grows: the cache, and what each branch sees. Depth c writes the K slots from P + c · K on.
+"""The tree of a batch while it grows: the cache, and what each branch sees. Depth c writes the K slots from P + c · K on.
+
+The root, what the prompts share, lies in a cache of one row, which all trunks and branches read; their own slots follow it.
 
 The cache is never moved. A beam that changes parent changes which earlier slots it sees: it takes over the parent's row of
 booleans. All tensors keep their place and shape, and the place where a token goes is itself read from a tensor (``depth_1``),
 so that a step can be recorded once and replayed. The model is given in each call: see ``fast.replay``.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from minigrpo.policy.cache import KVCache
 from minigrpo.policy.model import CausalLM
-from minigrpo.policy.tree import Prompts, causal_visibility, within_window
+from minigrpo.policy.tree import Prompts, trunk_visibility, within_window
 
 STRETCH = 32           # tokens: a prompt's room is rounded up to it, and so many depths attend over equally many slots
 
 
+def stretched(tokens: int) -> int:
+    """Rounded up to whole stretches."""
+    return -(-tokens // STRETCH) * STRETCH
+
+
 class GrowingTree:
-    def __init__(self, model: CausalLM, groups: int, longest: int, branches: int, depth: int) -> None:
-        """``longest``: tokens of the longest prompt. The trunk has room for it, rounded up to a whole stretch."""
-        trunk = -(-longest // STRETCH) * STRETCH
-        arch, device, slots = model.architecture, model.device, trunk + branches * depth
-        self.trunk, self.branches, self.window = trunk, branches, arch.window
-        self.cache = KVCache.empty(layers=arch.layers, groups=groups, kv_heads=arch.kv_heads, slots=slots,
-                                   head_size=arch.head_size, dtype=model.dtype, device=device)
-        self.ids_QP = torch.zeros(groups, trunk, dtype=torch.long, device=device)
+    def __init__(self, model: CausalLM, groups: int, longest: int, branches: int, depth: int, root: int = 0) -> None:
+        """``longest``: tokens of the longest prompt, of which ``root`` are computed once. The others have room that is rounded
+        up to a whole stretch."""
+        room = root + stretched(longest - root)
+        arch, device, slots = model.architecture, model.device, room + branches * depth
+        self.root, self.room, self.branches, self.window = root, room, branches, arch.window
+        empty = partial(KVCache.empty, layers=arch.layers, kv_heads=arch.kv_heads, head_size=arch.head_size, dtype=model.dtype,
+                        device=device)
+        self.cache = empty(groups=groups, slots=slots - root)
+        self.cache.root = empty(groups=1, slots=root) if root else None
+        self.ids_QP = torch.zeros(groups, room, dtype=torch.long, device=device)
         self.length_Q = torch.zeros(groups, dtype=torch.long, device=device)
         self.visible_QKS = torch.zeros(groups, branches, slots, dtype=torch.bool, device=device)
         self.positions_QS = torch.zeros(groups, slots, dtype=torch.long, device=device)
@@ -31,48 +43,62 @@ class GrowingTree:
         self.branch_K = torch.arange(branches, device=device)
         self.eye_KK = torch.eye(branches, dtype=torch.bool, device=device)
 
-    def has_room(self, longest: int) -> bool:
-        """For a prompt of so many tokens, without so much room that most of it would be read for nothing."""
-        return self.trunk // 2 <= longest <= self.trunk
+    def fits(self, longest: int, root: int) -> bool:
+        """Whether there is room for prompts of so many tokens, of which they share so many, but at most twice the room that a
+        new tree would have: the rest would be read for nothing."""
+        return self.root <= root and longest <= self.room <= self.root + 2 * stretched(longest - self.root)
 
     def load(self, prompts: Prompts) -> int:
-        """Copy the prompts to where ``prefill`` reads them; how many slots it will compute, padding included."""
+        """Copy the prompts to where ``prefill`` reads them; how many slots a prompt takes, padding included."""
         P = prompts.ids_QP.shape[1]
-        self.prompts = Prompts(self.ids_QP[:, :P], self.length_Q)
+        self.prompts = Prompts(self.ids_QP[:, :P], self.length_Q, prompts.root[:self.root])
         self.prompts.ids_QP.copy_(prompts.ids_QP)
         self.prompts.length_Q.copy_(prompts.length_Q)
         return P
 
     def prefill(self, model: CausalLM) -> Tensor:
-        """Begin anew with the prompts; logits_Q1V that predict the first token, from trunk slot p_q − 1."""
-        (Q, P), device, prompts = self.prompts.ids_QP.shape, self.prompts.ids_QP.device, self.prompts
-        self.cache.clear()
-        self.cache.next(P)
-        depth_S = torch.arange(self.positions_QS.shape[1] - self.trunk, device=device) // self.branches
-        self.positions_QS[:, :self.trunk] = torch.arange(self.trunk, device=device)
-        self.positions_QS[:, self.trunk:] = prompts.length_Q[:, None] + depth_S
+        """Begin anew with the prompts; logits_Q1V that predict the first token, from the slot of a prompt's last token."""
+        (Q, P), L, device, prompts = self.prompts.ids_QP.shape, self.root, self.prompts.ids_QP.device, self.prompts
+        depth_S = torch.arange(self.positions_QS.shape[1] - self.room, device=device) // self.branches
+        self.positions_QS[:, :self.room] = torch.arange(self.room, device=device)
+        self.positions_QS[:, self.room:] = prompts.length_Q[:, None] + depth_S
         self.visible_QKS.zero_()
         self.visible_QKS[:, :, :P] = prompts.live_QP[:, None]
         self.depth_1.zero_()
-        hidden_QPD = model(prompts.ids_QP, visible_QTS=causal_visibility(prompts.live_QP, self.window), cache=self.cache)
+        if self.cache.root:
+            self.cache.root.clear()
+            self.cache.root.next(L)
+            model(prompts.ids_QP[:1, :L], cache=self.cache.root)
+        self.cache.clear()
+        self.cache.next(P - L)
+        hidden_QTD = model(prompts.ids_QP[:, L:], positions_QT=self.positions_QS[:, L:P],
+                           visible_QTS=trunk_visibility(prompts, self.window), cache=self.cache)
         self.reach(0)
-        return model.logits(hidden_QPD[torch.arange(Q, device=device), prompts.length_Q - 1])[:, None]
+        return model.logits(hidden_QTD[torch.arange(Q, device=device), prompts.length_Q - 1 - L])[:, None]
+
+    def keep(self, rows_Q: Tensor) -> None:
+        """Go on with these prompts alone; the cache of the others is freed."""
+        self.length_Q, self.visible_QKS, self.positions_QS = (
+            x_Q[rows_Q] for x_Q in (self.length_Q, self.visible_QKS, self.positions_QS))
+        for tensors in (self.cache.keys, self.cache.values):
+            for layer, tensor in enumerate(tensors):            # one after the other: memory never holds the cache twice
+                tensors[layer] = tensor[rows_Q]
 
     def reach(self, depth: int) -> int:
         """Attend over all slots up to those of ``depth`` and of its stretch: a few more than are in use. How many that is."""
-        stretches = depth // STRETCH + 1
-        self.cache.stop = min(self.trunk + self.branches * STRETCH * stretches, self.positions_QS.shape[1])
-        return self.cache.stop
+        stop = min(self.room + self.branches * STRETCH * (depth // STRETCH + 1), self.positions_QS.shape[1])
+        self.cache.stop = stop - self.root
+        return stop
 
     def grow(self, model: CausalLM, ids_QK: Tensor, parent_QK: Tensor | None = None) -> Tensor:
         """Add one token to every branch, branch k continuing branch ``parent_QK[q, k]`` (None: itself); logits_QKV."""
-        stop, slots_K = self.cache.stop, self.trunk + self.depth_1 * self.branches + self.branch_K
+        stop, slots_K = self.cache.seen, self.room + self.depth_1 * self.branches + self.branch_K
         if parent_QK is not None:
             self.visible_QKS.copy_(self.visible_QKS.gather(1, parent_QK[:, :, None].expand_as(self.visible_QKS)))
         self.visible_QKS.index_copy_(2, slots_K, self.eye_KK.expand(len(ids_QK), -1, -1))
         positions_QK = self.positions_QS.index_select(1, slots_K)
         visible_QKS = within_window(self.visible_QKS[:, :, :stop], positions_QK, self.positions_QS[:, :stop], self.window)
-        self.cache.slots_T = slots_K
+        self.cache.slots_T = slots_K - self.root
         hidden_QKD = model(ids_QK, positions_QT=positions_QK, visible_QTS=visible_QKS, cache=self.cache)
         self.depth_1 += 1
         return model.logits(hidden_QKD)

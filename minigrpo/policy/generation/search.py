@@ -20,7 +20,7 @@ from minigrpo.policy.generation.growing_tree import STRETCH, GrowingTree
 from minigrpo.policy.lora import adapters
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Stopping
-from minigrpo.policy.tree import pad_prompts
+from minigrpo.policy.tree import pad_prompts, root_of
 
 ASK_EVERY = 8          # steps between two looks at "all finished" on an accelerator, which has to wait for a look
 
@@ -56,8 +56,9 @@ def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: in
 
 def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: Sequence[Sequence[int]], completions: int,
             depth: int, stopping: Stopping, generator: torch.Generator | None) -> Hypotheses:
-    """Begin, and step until all prompts are done."""
-    longest, limit = max(map(len, prompts), default=0), model.architecture.max_positions
+    """Begin, and step until all prompts are done. A prompt that is done leaves, unless the steps are recorded: a recording has
+    so many rows as it has."""
+    longest, root, limit = max(map(len, prompts), default=0), root_of(prompts), model.architecture.max_positions
     if longest + depth > limit:
         raise UserError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
                         f"{limit}: shorten the prompt or lower generation.max_new_tokens")
@@ -66,19 +67,28 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
         read = (*model.parameters(), *(tensor for layer in adapters(model).values() for tensor in layer.active or ()))
         kind = (make.func, *make.keywords.items(), len(prompts), completions, depth, stopping, *map(Tensor.data_ptr, read))
         kept = kept_search(model, model.device, kind,
-                           make=lambda: make(GrowingTree(model, len(prompts), longest, completions, depth), model, depth,
+                           make=lambda: make(GrowingTree(model, len(prompts), longest, completions, depth, root), model, depth,
                                              stopping.to(model.device)),
-                           fits=lambda search: search.tree.has_room(longest))
+                           fits=lambda search: search.tree.fits(longest, root))
         search, tree, replay = kept.search, kept.search.tree, kept.replay
         if isinstance(search, Draws):
             search.uniform_QKC.uniform_(generator=generator)
         width = tree.load(pad_prompts(prompts, multiple=STRETCH if replay.records else 1, device=model.device))
         replay(search.begin, width, model)
+        place_Q, left = torch.arange(len(prompts), device=model.device), []
         for c in range(1, depth):
-            if (not replay.records or c % ASK_EVERY == 0) and search.over():
-                break
+            if not replay.records or c % ASK_EVERY == 0:
+                open_Q = search.open_Q()
+                if not open_Q.any():
+                    break
+                if not replay.records and not open_Q.all():
+                    left.append((place_Q[~open_Q], search.done.of(~open_Q)))
+                    place_Q = place_Q[open_Q]
+                    search.keep(open_Q)
             replay(search.step, tree.reach(c - 1), model)
-    return search.done
+        left.append((place_Q, search.done))
+    order_Q = torch.cat([places for places, _ in left]).argsort()
+    return Hypotheses(*(torch.cat(parts)[order_Q] for parts in zip(*(done for _, done in left))))
 
 
 class Draws:
@@ -109,5 +119,12 @@ class Draws:
     def step(self, model: CausalLM) -> None:
         self.select(self.tree.grow(model, self.token_QK))
 
-    def over(self) -> bool:
-        return bool(self.done.stopped_QK.all())
+    def open_Q(self) -> Tensor:
+        """Which prompts go on."""
+        return ~self.done.stopped_QK.all(dim=1)
+
+    def keep(self, rows_Q: Tensor) -> None:
+        """Go on with these prompts alone."""
+        self.tree.keep(rows_Q)
+        self.done, self.uniform_QKC = self.done.of(rows_Q), self.uniform_QKC[rows_Q]
+        self.state_QK, self.token_QK = self.state_QK[rows_Q], self.token_QK[rows_Q]

@@ -73,7 +73,7 @@ def test_a_kept_search_finds_what_a_new_one_finds(pair, keeping, search, setting
     used, fresh = copy.deepcopy(ours), copy.deepcopy(ours)
     stopping, kept = stop_at(2, 5, vocabulary=61), []
     for seed in range(3):
-        prompts = [[5] * 20 + ids for ids in random_prompts(3, seed=seed, vocabulary=61)]
+        prompts = [[5] * 20 + [q, *ids] for q, ids in enumerate(random_prompts(3, seed=seed, vocabulary=61))]
         rounds = []
         for model in (used, fresh):
             draws = {"generator": torch.Generator().manual_seed(seed)} if search is sample else {}
@@ -97,10 +97,14 @@ def test_a_search_is_not_kept_for_what_it_does_not_fit(pair, keeping):
     usual = [[3] * 70, [4] * 3]
     first = kept(usual)
     assert kept(usual) is first and kept([[7] * 96, [4] * 3]) is first                  # room for 96 = 3 · 32
-    for prompts, settings in (([[3] * 97, [4]], {}), ([[3] * 47, [4]], {}), ([[3] * 70], {}), (usual, {"max_new_tokens": 4}),
+    for prompts, settings in (([[3] * 97, [4]], {}), ([[3] * 32, [4]], {}), ([[3] * 70], {}), (usual, {"max_new_tokens": 4}),
                               (usual, {"length_penalty": 2.0}), (usual, {"stopping": stop_at(2, vocabulary=61)})):
         first = kept(usual)
         assert kept(prompts, **settings) is not first
+    shared = [[8] * 40 + [q] for q in range(2)]                                         # a root of 40
+    first = kept(shared)
+    assert kept([[9] * 50 + [q] for q in range(2)]) is first                            # its first 40 are the root
+    assert kept([[8] * 39 + [q, q] for q in range(2)]) is not first
     first = kept(usual)
     with reference(model):
         assert kept(usual) is not first

@@ -4,6 +4,7 @@ transformers; greedy decoding."""
 import itertools
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -13,18 +14,19 @@ from minigrpo.policy.files.weights import load_model
 from minigrpo.policy.generation.search import beam_search, sample
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.tokenizer import compile_stopping
-from minigrpo.policy.tree import pad_completions, pad_prompts
+from minigrpo.policy.tree import pad_completions, pad_prompts, root_of
 from tests.policy.generation.helpers import FAMILIES, SMALL, assert_same, cut, left_padded, random_prompts, stop_at
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("family, config", FAMILIES)
 @pytest.mark.parametrize("searched, temperature", [("beams", 1.0), ("samples", 0.8), ("samples", 1.7)])
-def test_logprobs_equal_those_of_scoring_and_of_transformers(pair, parity, family, config, searched, temperature):
+@pytest.mark.parametrize("shared", [[], [1, 4, 9, 3, 3, 7, 0, 11]], ids=["no root", "root"])
+def test_logprobs_equal_those_of_scoring_and_of_transformers(pair, parity, family, config, searched, temperature, shared):
     """Of every token that was returned, at the temperature at which it was drawn: by the search, by the pass that training
     scores it in, and by a plain pass of transformers over prompt and completion."""
     ours, theirs = pair(family, **config)
-    prompts = random_prompts(6)
+    prompts = [shared + prompt for prompt in random_prompts(6)]
     if searched == "beams":
         found = beam_search(ours, prompts, completions=4, max_new_tokens=6, stopping=stop_at(2, 5))
     else:
@@ -43,6 +45,41 @@ def test_logprobs_equal_those_of_scoring_and_of_transformers(pair, parity, famil
 def logprobs_of_transformers(model, prompt, ids, temperature):
     logits_TV = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1:-1] / temperature
     return logits_TV.log_softmax(-1)[range(len(ids)), list(ids)]
+
+
+@pytest.mark.parametrize("family, config", FAMILIES)
+@pytest.mark.parametrize("method", ["beams", "greedy"])
+def test_prompts_that_begin_alike_find_what_each_finds_alone(pair, family, config, method):
+    """They share twelve tokens; a window of four is shorter than that."""
+    ours, _ = pair(family, **config)
+    prompts = [random_prompts(1, 12, seed=3)[0] + prompt for prompt in random_prompts(5)]
+    settings = dict(completions=3 if method == "beams" else 1, max_new_tokens=9, stopping=stop_at(2, 5))
+    search = beam_search if method == "beams" else partial(sample, temperature=0.0)
+    assert root_of(prompts) == 12
+    assert_same(search(ours, prompts, **settings), [search(ours, [prompt], **settings)[0] for prompt in prompts])
+
+
+@pytest.mark.parametrize("method", ["beams", "greedy", "samples"])
+def test_a_prompt_that_is_done_leaves_the_batch(pair, method):
+    """A step has as many rows as there are prompts with a completion under way. (Of beams that cannot be seen from outside: one
+    is open until no live beam can be better. But none is after its last step, and closed prompts do not come back.)"""
+    ours, _ = pair("llama", **SMALL)
+    prompts, rows, settings = random_prompts(8), [], dict(max_new_tokens=9, stopping=stop_at(2, 5))
+    hook = ours.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    try:
+        if method == "beams":
+            found = beam_search(ours, prompts, completions=2, **settings)
+        else:
+            found = sample(ours, prompts, completions=2, temperature=0.0 if method == "greedy" else 1.0,
+                           generator=torch.Generator().manual_seed(0), **settings)
+    finally:
+        hook.remove()
+    longest = [max(len(completion.ids) for completion in group) for group in found]
+    if method == "beams":
+        assert rows == sorted(rows, reverse=True) and rows[0] == 8 and 1 <= rows[-1] < 8
+    else:                                       # the token at c is computed for those who write more than c tokens
+        assert rows == [8, *(sum(length > c for length in longest) for c in range(1, max(longest)))]
+        assert len(set(rows)) > 2
 
 
 @pytest.mark.parametrize("method", ["beams", "greedy", "samples"])
