@@ -78,7 +78,8 @@ def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, t
     prompts = [group.prompt_ids for group in groups]
     longest = [max(len(rollout.completion.ids) for rollout in group.rollouts) for group in groups]
     laid = [_lay_out([groups[q] for q in chosen], root, advantage_QK[chosen], model.device)
-            for root, chosen in pack(prompts, longest, len(groups[0].rollouts), grpo.micro_batch_tokens)]
+            for root, chosen in pack(prompts, longest, len(groups[0].rollouts), grpo.micro_batch_tokens,
+                                     rooted=not model.fused)]
 
     @torch.no_grad()
     def scored() -> list[Tensor]:
@@ -104,15 +105,17 @@ def scoring_explained(model: CausalLM, micro_batch_tokens: int) -> AbstractConte
                             f"generation.max_new_tokens{checkpointing}")
 
 
-def pack(prompts: Sequence[Sequence[int]], longest: Sequence[int], branches: int, budget: int) -> list[tuple[int, list[int]]]:
+def pack(prompts: Sequence[Sequence[int]], longest: Sequence[int], branches: int, budget: int, *,
+         rooted: bool = True) -> list[tuple[int, list[int]]]:
     """Group the indices of trees into micro-batches of at most ``budget`` padded slots: trees of one root one after the other,
     smallest first. Each comes with L, the length of its root.
 
-    ``longest``: tokens of each prompt's longest completion; ``branches``: K. A tree is never split.
+    ``longest``: tokens of each prompt's longest completion; ``branches``: K; ``rooted``: False if all roots are to be empty. A
+    tree is never split.
     """
     parts: list[tuple[int, list[int]]] = []
-    for alike in share_roots(prompts):
-        root, here = root_of([prompts[q] for q in alike]), len(parts)
+    for alike in share_roots(prompts) if rooted else [list(range(len(prompts)))]:
+        root, here = root_of([prompts[q] for q in alike]) if rooted else 0, len(parts)
         for q in sorted(alike, key=lambda q: (len(prompts[q]) + longest[q], q)):
             together = [*parts[-1][1], q] if len(parts) > here else [q]
             trunk = max(len(prompts[i]) for i in together) - root

@@ -63,6 +63,11 @@ def test_questions_of_one_schema_go_together_whatever_their_order():
     assert pack(prompts, [1] * 6, 1, 1000) == [(60, [0, 2, 4]), (40, [1, 3, 5])]
 
 
+def test_without_roots_prompts_that_share_are_as_good_as_any_others():
+    """A compiled model takes none: trees of 52 + 2 · 3 = 58 slots, the first two in 116."""
+    assert pack([[9] * 50 + [q, q] for q in range(4)], [3] * 4, 2, 117, rooted=False) == [(0, [0, 1]), (0, [2, 3])]
+
+
 def test_what_shares_little_stays_together():
     """Each two of four prompts share ten tokens: a micro-batch more for ten slots less is a bad bargain."""
     assert share_roots([[q // 2] * 10 + [q] for q in range(4)]) == [[0, 1, 2, 3]]

@@ -60,8 +60,9 @@ def attend_tree(query_1NSH: Tensor, key_1MSH: Tensor, value_1MSH: Tensor, bias: 
     """Each trunk attends to the root and itself; each branch is a sequence of its own, behind the root and its trunk."""
     sharing, K = query_1NSH.shape[1] // key_1MSH.shape[1], bias.branches
     Q, C = bias.branch.shape[0] // K, bias.branch.shape[2] // sharing
-    P = bias.branch.shape[3] - C                            # not from S: torch.compile fails on that where K varies
-    Y = P if root is None else P - root[0].shape[2]
+    # Not from S and L: torch.compile fails on differences of them where sizes vary.
+    P = bias.branch.shape[3] - C
+    Y = P if bias.trunk is None else bias.trunk.shape[2] // sharing
 
     def levels(x_1NSH: Tensor) -> tuple[Tensor, Tensor]:
         """trunk_QNYH, branch_QKNCH."""

@@ -5,6 +5,7 @@ chunk at a time: the logits of all positions, [B, C, V], never exist.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ def with_roots(parts: Iterable[tuple[Prompts, Item]], model: CausalLM) -> Iterat
     the items are at an end.
     """
     for ids, alike in groupby(parts, key=lambda part: part[0].root):
-        root = model.read(torch.tensor([ids], device=model.device)) if ids else None
+        root = model.read(torch.tensor([ids], device=model.device)) if ids and not model.fused else None
         if root is None or not torch.is_grad_enabled():
             yield from ((root, item) for _, item in alike)
             continue
@@ -61,7 +62,9 @@ def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask
 def logprobs_at(places: Places, model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *, temperature: float,
                 chunk: int, root: Sequence[KeysValues] | None = None) -> Tensor:
     """logp_T of the tokens at ``places``; arguments as in ``completion_logprobs``."""
-    if prompts.root and root is None:
+    if model.fused:
+        prompts = replace(prompts, root=())
+    elif prompts.root and root is None:
         root = model.read(torch.tensor([prompts.root], device=model.device))
     tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
     hidden_1SD = model(tree.ids_1S, positions_QT=tree.positions_1S, visible_QTS=tree.visible, root=root)

@@ -74,6 +74,12 @@ class CausalLM(nn.Module):
         return self.model.embed_tokens if self.architecture.tied else self.lm_head
 
     @property
+    def fused(self) -> bool:
+        """Whether ``fast.fuse`` has the layers compiled. Such a model takes no root: torch.compile fails on roots of several
+        lengths, so what prompts share is computed for each of them."""
+        return self.model.run_layer is not Layer.forward
+
+    @property
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 

@@ -69,7 +69,8 @@ def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer, example
     asked, written = zip(*examples)
     with scoring_explained(model, grpo.micro_batch_tokens):
         parts = [(pad_prompts([asked[i] for i in chosen], root=root, device=model.device), chosen)
-                 for root, chosen in pack(asked, list(map(len, written)), 1, grpo.micro_batch_tokens)]
+                 for root, chosen in pack(asked, list(map(len, written)), 1, grpo.micro_batch_tokens,
+                                           rooted=not model.fused)]
         for root, (prompts, chosen) in with_roots([(part[0], part) for part in parts], model):
             ids_Q1C, mask_Q1C = pad_completions([[written[i]] for i in chosen], device=model.device)
             logp_BC = completion_logprobs(model, prompts, ids_Q1C, mask_Q1C, root=root)

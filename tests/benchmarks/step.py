@@ -173,7 +173,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
         return found
 
     facts = {"tokens": Q * K * C, "sequences": Q * K}
-    once = meter("prefill", partial(prefill, GrowingTree(model, Q, P, K, C, root_of(prompts))), tokens=read)
+    once = meter("prefill", partial(prefill, GrowingTree(model, Q, P, K, C, 0 if fused else root_of(prompts))), tokens=read)
     for method in ("beam", "sample"):
         seconds = meter(f"generate ({method})", lambda: generate(method), warm=2, **facts)
         meter.row(f"decode one token ({method})", [(seconds - once) / C], 0)

@@ -58,7 +58,8 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
             depth: int, stopping: Stopping, generator: torch.Generator | None) -> Hypotheses:
     """Begin, and step until all prompts are done. A prompt that is done leaves, unless the steps are recorded: a recording has
     so many rows as it has."""
-    longest, root, limit = max(map(len, prompts), default=0), root_of(prompts), model.architecture.max_positions
+    longest, limit = max(map(len, prompts), default=0), model.architecture.max_positions
+    root = 0 if model.fused else root_of(prompts)
     if longest + depth > limit:
         raise UserError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
                         f"{limit}: shorten the prompt or lower generation.max_new_tokens")
