@@ -74,7 +74,7 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
         search, tree, replay = kept.search, kept.search.tree, kept.replay
         if isinstance(search, Draws):
             search.uniform_QKC.uniform_(generator=generator)
-        width = tree.load(pad_prompts(prompts, multiple=STRETCH if replay.records else 1, device=model.device))
+        width = tree.load(pad_prompts(prompts, root=root, multiple=STRETCH if replay.records else 1, device=model.device))
         replay(search.begin, width, model)
         place_Q, left = torch.arange(len(prompts), device=model.device), []
         for c in range(1, depth):
