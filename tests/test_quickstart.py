@@ -131,7 +131,8 @@ def test_another_seed_is_another_model(run, whole):
 
 
 # ---------------------------------------------------------------------------------------------------------- the border
-@pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [2, 6, 9])
 def test_stopped_in_the_warm_up_it_goes_on(run, whole, monkeypatch, tmp_path, call):
     """Before the first state is kept (every 4 steps), after it, and in the last step."""
     original, calls = minigrpo.training.warmup.supervised_update, iter(range(1, 100))

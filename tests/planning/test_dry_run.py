@@ -52,6 +52,7 @@ def refusal(ended) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- what is shown
+@pytest.mark.slow
 def test_counts_and_the_longest_prompt_are_what_training_finds(dry, small_toml, sql_model):
     ended = dry()
     assert ended.status == 0, ended.err

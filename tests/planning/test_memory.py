@@ -176,6 +176,7 @@ def test_a_longer_prompt_takes_more_in_every_phase():
     assert all(short.phases[name].work < long.phases[name].work for name in ("generate", "evaluate", "update"))
 
 
+@pytest.mark.slow
 def test_twice_the_micro_batch_takes_twice_the_memory():
     """Trees have 50 + 3·20 = 110 slots: 1100 hold ten, 2200 twenty. The head's chunk of 512 positions is full in both."""
     small, large = (plan("grpo.questions=60", f"grpo.micro_batch_tokens={slots}") for slots in (1100, 2200))
@@ -186,6 +187,7 @@ def test_twice_the_micro_batch_takes_twice_the_memory():
     assert 2 * works[0] - 6 * head <= works[1] <= 2 * works[0]
 
 
+@pytest.mark.slow
 def test_what_prompts_share_is_kept_and_computed_once():
     """Trees have 5 slots of their own and 3·20 in branches: of 8 questions 45 + 8 · 65 = 565 instead of 8 · 110 = 880. A root of
     fewer slots than it is worth is none. (The head's chunk of 512 positions is the same in both.)"""
@@ -206,6 +208,7 @@ def test_without_a_warm_up_there_is_no_such_phase(usual):
     assert list(usual.phases) == ["generate", "evaluate", "update"]
 
 
+@pytest.mark.slow
 def test_a_full_warm_up_keeps_two_moments_of_every_weight_in_float32():
     for dtype in (torch.float32, torch.bfloat16):           # whatever the model is kept in afterwards
         assert plan(*FULL, dtype=dtype).phases["warm-up"].kept == 3 * 4 * TIED

@@ -18,6 +18,7 @@ def test_token_by_token_with_a_cache_equals_one_pass(pair, parity, family, confi
     parity("logits, cached", "transformers", apart(got, theirs(input_ids=ids_QT).logits), **OF_LOGITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @PATHS
 def test_a_cache_changes_nothing_at_any_length_up_to_300(pair, parity, family, config):

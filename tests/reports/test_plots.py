@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from minigrpo.experiments.definitions import compare_runs
 from minigrpo.reports.plots import COLOURS, plot_curves, plot_splits, plot_warmup, smooth, window_for
 from minigrpo.reports.run_reader import read_run
+from tests.quick import rest_slow
 from tests.run_folders import evaluation, line, step, write_run
 
 SKY, BLUE = COLOURS[5], COLOURS[0]
@@ -137,7 +138,7 @@ def test_one_odd_step_bends_no_line_and_flattens_no_other(tmp_path, drawn):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("values", [(0.0,), (None,), (-3.0, None, 1e100), (-1e100, 0.5, 5e-324)])
+@pytest.mark.parametrize("values", rest_slow([[-1e100, 0.5, 5e-324], [-3.0, None, 1e100], [0.0], [None]]))
 def test_any_value_that_a_record_may_have_is_drawn(tmp_path, values):
     measured = [name for name in step(0) if name not in ("kind", "step") and not name.startswith("seconds/")]
     metrics = [step(number, **dict.fromkeys(measured, value)) for number, value in enumerate(values)]

@@ -140,6 +140,7 @@ print(max(seen) - before, held - before, sum(parameter.nbytes for parameter in m
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("stored, copies", [(torch.bfloat16, 1), (torch.float32, 0)])
 def test_loading_takes_no_more_memory_than_the_model_and_one_tensor(tmp_path, new_model, stored, copies):

@@ -169,6 +169,7 @@ def test_gold_sql_answers_the_hand_made_questions() -> None:
     assert oracle(MINI, "counterfactual") == pytest.approx((200 / 3, 200 / 3))
 
 
+@pytest.mark.slow
 @needs_benchmark
 @pytest.mark.parametrize(("split", "ems", "strict"), [
     ("original", 98.4, 98.4), ("counterfactual", 96.6, 96.6), ("small", 98.9, 98.9), ("easy", 95.9, 95.9),

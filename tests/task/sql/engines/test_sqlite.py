@@ -484,6 +484,7 @@ def test_text_comes_back_as_it_went_in(db, texts):
 
 
 # ------------------------------------------------------------------------------------------------------- the benchmark
+@pytest.mark.slow
 @needs_gold
 def test_every_gold_query_runs():
     gold = [json.loads(line) for line in (BENCHMARK / "gold_sql.jsonl").read_text(encoding="utf-8").splitlines()]
