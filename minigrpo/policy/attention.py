@@ -34,9 +34,10 @@ def attention_biases(visible: Tensor | TreeVisibility | None, sharing: int, dtyp
 
 def additive(visible_QTS: Tensor, sharing: int, dtype: torch.dtype) -> Tensor:
     """[Q, 1, G, S]: 0 where visible, else −inf, for the G = sharing · T query rows of a key head. Rows begin at multiples of
-    eight elements, or CUDA's kernel would copy the mask in every layer to have them so."""
+    eight elements, or CUDA's kernel would copy the mask in every layer to have them so; and never where the last one ends, or
+    torch.compile would compile that case by itself."""
     Q, T, S = visible_QTS.shape
-    bias = torch.zeros(Q, sharing, T, -(-S // 8) * 8, dtype=dtype, device=visible_QTS.device)[..., :S]
+    bias = torch.zeros(Q, sharing, T, S // 8 * 8 + 8, dtype=dtype, device=visible_QTS.device)[..., :S]
     return bias.masked_fill_(~visible_QTS[:, None], -torch.inf).flatten(1, 2)[:, None]
 
 
