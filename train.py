@@ -23,6 +23,7 @@ from minigrpo.evaluation.figures import summarise
 from minigrpo.experiments.sweep import run_experiment
 from minigrpo.planning.dry_run import dry_run
 from minigrpo.policy.lora import reference
+from minigrpo.policy.roots import KeptRoots
 from minigrpo.reports.report import report_run
 from minigrpo.rollout import collect
 from minigrpo.task.kinds import load_data, make_task
@@ -54,7 +55,7 @@ def train(cfg: Config, *, resume: bool = False) -> int:
     with task, open_folder(cfg, resume=resume):
         make_start(cfg, task, data.train, data.asked)
         policy = load_start(cfg, task)
-        model, optimizer = policy.model, make_optimizer(policy.model, cfg.grpo)
+        model, optimizer, start_roots = policy.model, make_optimizer(policy.model, cfg.grpo), KeptRoots()
         check_prompts_fit(policy.tokenizer, model.architecture.max_positions, task, data.all, cfg.generation.max_new_tokens)
         evaluate = partial(report_splits, data.report, data.train, policy, task, cfg.generation, cfg.evaluation.batch)
 
@@ -72,7 +73,8 @@ def train(cfg: Config, *, resume: bool = False) -> int:
             for step in run.steps():
                 clock, draws = Clock(partial(settle, model.device)), generator(cfg.run.seed, step, "sample", model.device)
                 groups = collect(problems.batch(step), policy, task, cfg.generation, generator=draws, clock=clock)
-                batch = make_batch(groups, model, cfg.grpo, temperature=cfg.generation.scoring_temperature, clock=clock)
+                batch = make_batch(groups, model, cfg.grpo, temperature=cfg.generation.scoring_temperature, clock=clock,
+                                   start_roots=start_roots)
                 updates = [update(model, optimizer, batch, cfg.grpo, length=cfg.generation.max_new_tokens, clock=clock)
                            for _ in range(cfg.grpo.updates_per_rollout)]
                 run.record(step, groups, batch.advantage_QK.tolist(), updates, clock)

@@ -16,9 +16,10 @@ from minigrpo.common.device import memory_explained
 from minigrpo.common.shapes import check, check_boolean
 from minigrpo.grpo import group_advantages
 from minigrpo.policy.fast.replay import release
-from minigrpo.policy.logprobs import completion_logprobs, with_roots
+from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import reference
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.roots import KeptRoots, with_roots
 from minigrpo.policy.tree import MIN_SAVED, Prompts, common_beginning, pad_completions, pad_prompts, root_of
 from minigrpo.rollout import Group
 
@@ -64,8 +65,10 @@ class Batch:
     advantage_QK: Tensor
 
 
-def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, temperature: float, clock: Clock) -> Batch:
-    """Compute advantages within groups, lay the groups out in parts, and score them under the start policy.
+def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, temperature: float, clock: Clock,
+               start_roots: KeptRoots | None = None) -> Batch:
+    """Compute advantages within groups, lay the groups out in parts, and score them under the start policy, whose roots are
+    kept in ``start_roots``.
 
     Groups of one root and of similar size share a part, as many as ``grpo.micro_batch_tokens`` slots hold (at least one): what
     their prompts share is computed once, and a short completion is not padded to the length of a long one.
@@ -78,18 +81,17 @@ def make_batch(groups: Sequence[Group], model: CausalLM, grpo: config.GRPO, *, t
     prompts = [group.prompt_ids for group in groups]
     longest = [max(len(rollout.completion.ids) for rollout in group.rollouts) for group in groups]
     laid = [_lay_out([groups[q] for q in chosen], root, advantage_QK[chosen], model.device)
-            for root, chosen in pack(prompts, longest, len(groups[0].rollouts), grpo.micro_batch_tokens,
-                                     rooted=not model.fused)]
+            for root, chosen in pack(prompts, longest, len(groups[0].rollouts), grpo.micro_batch_tokens)]
 
     @torch.no_grad()
-    def scored() -> list[Tensor]:
+    def scored(roots: KeptRoots | None = None) -> list[Tensor]:
         return [completion_logprobs(model, *part, temperature=temperature, root=root)
                 for root, part in with_roots([(part["prompts"], [part[name] for name in ("prompts", "ids_QKC", "mask_QKC")])
-                                              for part in laid], model)]
+                                              for part in laid], model, roots)]
 
     with scoring_explained(model, grpo.micro_batch_tokens):
         with clock("reference"), reference(model):
-            ref_logp = scored()
+            ref_logp = scored(start_roots)
         with clock("old"):
             old_logp = scored() if grpo.updates_per_rollout > 1 else [None] * len(laid)
     parts = (Part(**part, ref_logp_BC=ref_logp_BC, old_logp_BC=old_logp_BC)
@@ -105,17 +107,16 @@ def scoring_explained(model: CausalLM, micro_batch_tokens: int) -> AbstractConte
                             f"generation.max_new_tokens{checkpointing}")
 
 
-def pack(prompts: Sequence[Sequence[int]], longest: Sequence[int], branches: int, budget: int, *,
-         rooted: bool = True) -> list[tuple[int, list[int]]]:
+def pack(prompts: Sequence[Sequence[int]], longest: Sequence[int], branches: int,
+         budget: int) -> list[tuple[int, list[int]]]:
     """Group the indices of trees into micro-batches of at most ``budget`` padded slots: trees of one root one after the other,
     smallest first. Each comes with L, the length of its root.
 
-    ``longest``: tokens of each prompt's longest completion; ``branches``: K; ``rooted``: False if all roots are to be empty. A
-    tree is never split.
+    ``longest``: tokens of each prompt's longest completion; ``branches``: K. A tree is never split.
     """
     parts: list[tuple[int, list[int]]] = []
-    for alike in share_roots(prompts) if rooted else [list(range(len(prompts)))]:
-        root, here = root_of([prompts[q] for q in alike]) if rooted else 0, len(parts)
+    for alike in share_roots(prompts):
+        root, here = root_of([prompts[q] for q in alike]), len(parts)
         for q in sorted(alike, key=lambda q: (len(prompts[q]) + longest[q], q)):
             together = [*parts[-1][1], q] if len(parts) > here else [q]
             trunk = max(len(prompts[i]) for i in together) - root

@@ -15,6 +15,7 @@ from minigrpo.common.clock import Clock, Metrics
 from minigrpo.common.device import memory_explained
 from minigrpo.policy.generation.search import Completion, beam_search, sample
 from minigrpo.policy.policy import Policy
+from minigrpo.policy.roots import KeptRoots
 from minigrpo.task.contract import OK, Problem, Task, Verdict
 
 
@@ -51,8 +52,9 @@ def collect(problems: Sequence[Problem], policy: Policy, task: Task, generation:
 
 
 def generate(policy: Policy, prompts: Sequence[Sequence[int]], generation: config.Generation,
-             generator: torch.Generator | None, *, greedy: bool = False) -> list[list[Completion]]:
-    """K completions for each prompt by the configured method, or one by greedy decoding."""
+             generator: torch.Generator | None, *, greedy: bool = False,
+             roots: KeptRoots | None = None) -> list[list[Completion]]:
+    """K completions for each prompt by the configured method, or one by greedy decoding. ``roots``: see ``beam_search``."""
     K, new = 1 if greedy else generation.completions, generation.max_new_tokens
     size = "evaluation.batch" if greedy else "grpo.questions, generation.completions"
     longest = max(map(len, prompts))
@@ -60,9 +62,9 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], generation: confi
     with memory_explained(policy.model.device, work, f"lower {size} or generation.max_new_tokens"):
         if greedy or generation.method == "sample":
             return sample(policy.model, prompts, completions=K, max_new_tokens=new, stopping=policy.stopping,
-                          temperature=0.0 if greedy else generation.temperature, generator=generator)
+                          temperature=0.0 if greedy else generation.temperature, generator=generator, roots=roots)
         return beam_search(policy.model, prompts, completions=K, max_new_tokens=new, stopping=policy.stopping,
-                           length_penalty=generation.length_penalty, early_stopping=generation.early_stopping)
+                           length_penalty=generation.length_penalty, early_stopping=generation.early_stopping, roots=roots)
 
 
 def group_metrics(groups: Sequence[Group], task: Task) -> Metrics:

@@ -13,9 +13,10 @@ from minigrpo import config
 from minigrpo.batch import Batch, Part, scoring_explained
 from minigrpo.common.clock import Clock, Metrics
 from minigrpo.grpo import grpo_loss, normaliser
-from minigrpo.policy.logprobs import completion_logprobs, with_roots
+from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.lora import adapter_parameters
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.roots import with_roots
 
 
 def make_optimizer(model: CausalLM, grpo: config.GRPO) -> torch.optim.AdamW:

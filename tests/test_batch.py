@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from minigrpo.batch import make_batch, pack, share_roots
 from minigrpo.common.clock import Clock
 from minigrpo.config import GRPO
+from minigrpo.policy.lora import adapter_parameters
+from minigrpo.policy.roots import KeptRoots
 from minigrpo.policy.tree import common_beginning
 from tests.test_update import SPREAD, adapted, make_groups
 
@@ -63,11 +65,6 @@ def test_questions_of_one_schema_go_together_whatever_their_order():
     assert pack(prompts, [1] * 6, 1, 1000) == [(60, [0, 2, 4]), (40, [1, 3, 5])]
 
 
-def test_without_roots_prompts_that_share_are_as_good_as_any_others():
-    """A compiled model takes none: trees of 52 + 2 · 3 = 58 slots, the first two in 116."""
-    assert pack([[9] * 50 + [q, q] for q in range(4)], [3] * 4, 2, 117, rooted=False) == [(0, [0, 1]), (0, [2, 3])]
-
-
 def test_what_shares_little_stays_together():
     """Each two of four prompts share ten tokens: a micro-batch more for ten slots less is a bad bargain."""
     assert share_roots([[q // 2] * 10 + [q] for q in range(4)]) == [[0, 1, 2, 3]]
@@ -108,6 +105,27 @@ def test_old_log_probs_are_kept_only_for_a_second_update(model):
     assert once.parts[0].old_logp_BC is None
     # at the start policy and reference are one, and the passes compute the same shapes: equal bits
     assert twice.parts[0].old_logp_BC.equal(twice.parts[0].ref_logp_BC)
+
+
+def test_the_start_policy_reads_its_root_once_a_run_while_the_adapters_move(model, monkeypatch):
+    """Its log-probs are those of a batch made with nothing kept, bit for bit, before and after the adapters have moved."""
+    groups = [dataclasses.replace(group, prompt_ids=(*range(1, 41), *group.prompt_ids)) for group in make_groups(SPREAD)]
+    start_roots, lengths, read = KeptRoots(), [], model.read
+    monkeypatch.setattr(model, "read", lambda ids: lengths.append(len(ids)) or read(ids))
+
+    def batch(**kept):
+        part, = make_batch(groups, model, GRPO(updates_per_rollout=2), temperature=1.0, clock=Clock(), **kept).parts
+        return part
+
+    seen = []
+    for _ in range(2):
+        for parameter in adapter_parameters(model).values():
+            parameter.data += 0.1
+        plain, kept = batch(), batch(start_roots=start_roots)
+        assert kept.ref_logp_BC.equal(plain.ref_logp_BC) and kept.old_logp_BC.equal(plain.old_logp_BC)
+        seen.append(kept)
+    assert seen[0].ref_logp_BC.equal(seen[1].ref_logp_BC) and not seen[0].old_logp_BC.equal(seen[1].old_logp_BC)
+    assert lengths == [40] * 4 + [40] * 3               # reference and old policy, twice; then the reference's is there
 
 
 def test_with_checkpointing_the_memory_of_the_last_search_is_freed_first(model, monkeypatch):

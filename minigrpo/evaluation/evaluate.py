@@ -18,6 +18,7 @@ from minigrpo.common.strict_json import read_lines
 from minigrpo.evaluation.figures import Row, add_intervals, summarise
 from minigrpo.policy.generation.search import Completion
 from minigrpo.policy.policy import Policy
+from minigrpo.policy.roots import KeptRoots
 from minigrpo.rollout import Group, collect, generate
 from minigrpo.task.contract import Problem, Task
 
@@ -26,12 +27,12 @@ def evaluate_policy(problems: Sequence[Problem], policy: Policy, task: Task, gen
                     batch: int) -> Iterator[Row]:
     """Decode greedily, one completion for each different prompt, ``batch`` prompts at a time; rows as they come, short prompts
     first, so that little is padded."""
-    ordered = sorted(group_by(problems, task.prompt).items(), key=lambda item: len(item[0]))
+    ordered, roots = sorted(group_by(problems, task.prompt).items(), key=lambda item: len(item[0])), KeptRoots()
     with progress(len(problems), "evaluate", leave=False) as bar, task.evaluating():
         for start in range(0, len(ordered), batch):
             together = ordered[start:start + batch]
             prompts = [policy.tokenizer.encode(prompt) for prompt, _ in together]
-            greedy = generate(policy, prompts, generation, None, greedy=True)
+            greedy = generate(policy, prompts, generation, None, greedy=True, roots=roots)
             written = [task.extract(policy.tokenizer.decode(completion.ids)) for completion, in greedy]
             tries = [(problem, extracted) for extracted, (_, same) in zip(written, together) for problem in same]
             yield from judge_rows(tries, task)

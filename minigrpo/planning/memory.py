@@ -26,9 +26,10 @@ from minigrpo.policy.fast.stacked import adapters_held
 from minigrpo.policy.generation.beams import Beams
 from minigrpo.policy.generation.growing_tree import GrowingTree
 from minigrpo.policy.generation.search import Draws
-from minigrpo.policy.logprobs import logprobs_at, with_roots
+from minigrpo.policy.logprobs import logprobs_at
 from minigrpo.policy.lora import adapter_parameters, add_lora, freeze_reference
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.roots import KeptRoots, with_roots
 from minigrpo.policy.tokenizer import Stopping
 from minigrpo.policy.tree import Prompts, root_of
 
@@ -62,8 +63,9 @@ class Alive(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Phase:
-    """``kept``: bytes of weights, adapters and optimiser state. ``work``: bytes that the phase needs besides at its peak:
-    caches, activations, gradients. ``calls``: operators called; for a generation, those of one decoded token."""
+    """``kept``: bytes of weights, adapters, optimiser state and the start policy's root. ``work``: bytes that the phase needs
+    besides at its peak: caches, activations, gradients. ``calls``: operators called; for a generation, those of one decoded
+    token."""
 
     kept: int
     work: int
@@ -119,7 +121,10 @@ def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, ran
             phases["warm-up"] = _warm_up(model, alive, cfg, load)
         if cfg.model.adapter or "warm-up" in phases and cfg.warmup.method == "lora":
             freeze_reference(model)
-        Q, K, C = cfg.grpo.questions, generation.completions, generation.max_new_tokens
+        Q, K, C, start_roots = cfg.grpo.questions, generation.completions, generation.max_new_tokens, KeptRoots()
+        if root := _prompts(Q, load.prompt, load.root).root:
+            with torch.no_grad():
+                start_roots.read(model, root)                   # alive from here on, as in a run
         phases["generate"], held = _generate(model, alive, adapters, Q, load, K, C, generation.method)
         phases["evaluate"], _ = _generate(model, alive, adapters, evaluation.batch, load, 1, C, "greedy")
         model.checkpointing = cfg.model.checkpointing
@@ -150,7 +155,7 @@ def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, load: Load, K
         tree = GrowingTree(model, Q, load.prompt, K, C, len(prompts.root))
         search = (Beams(tree, model, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
                   Draws(tree, model, C, Stopping(*tables), temperature=float(method == "sample")))
-        tree.load(prompts)
+        tree.load(prompts, model.read(prompts.root) if prompts.root else [])
         search.begin(model)
         tree.reach(C - 1)
         calls = alive.calls

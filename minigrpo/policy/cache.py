@@ -30,15 +30,13 @@ class KVCache:
     """Keys and values of all layers. They start at zero: a slot that nobody has written is masked, and so multiplied by zero.
 
     ``slots_T`` and ``stop`` are set before each call; ``next`` does it for plain causal use. The place that a call writes to
-    is a tensor, so that a recorded call can be replayed at another place. ``root``: a cache of one row, whose slots come
-    before those of every row.
+    is a tensor, so that a recorded call can be replayed at another place.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     slots_T: Tensor
     stop: int = 0
-    root: "KVCache | None" = None
 
     @classmethod
     def empty(cls, *, layers: int, groups: int, kv_heads: int, slots: int, head_size: int, dtype: torch.dtype,
@@ -46,11 +44,6 @@ class KVCache:
         keys, values = ([torch.zeros(groups, kv_heads, slots, head_size, dtype=dtype, device=device) for _ in range(layers)]
                         for _ in range(2))
         return cls(keys, values, torch.zeros(0, dtype=torch.long, device=device))
-
-    @property
-    def seen(self) -> int:
-        """Slots that a call attends over."""
-        return self.stop + (self.root.stop if self.root else 0)
 
     def next(self, tokens: int) -> None:
         """The next call writes the ``tokens`` slots behind those in use."""
@@ -61,10 +54,6 @@ class KVCache:
         self.stop = 0
         for tensor in (*self.keys, *self.values):
             tensor.zero_()
-
-    def root_layers(self) -> list[KeysValues] | None:
-        """The root's keys and values by layer."""
-        return list(zip(self.root.keys, self.root.values)) if self.root else None
 
     def layer(self, index: int) -> LayerCache:
         return LayerCache(self.keys[index], self.values[index], self.slots_T, self.stop)

@@ -4,52 +4,27 @@ The root goes through the model once, then trunks and branches in one pass. The 
 chunk at a time: the logits of all positions, [B, C, V], never exist.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minigrpo.common.shapes import check, check_boolean
-from minigrpo.policy.cache import KeysValues
 from minigrpo.policy.fast.head import FrozenHead, log_softmax
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.roots import Root
 from minigrpo.policy.tree import Prompts, scoring_tree
 
-Item = TypeVar("Item")
 Places = tuple[Tensor, ...]                     # of T tokens in [Q, K, C]: group_T, branch_T, depth_T
 
 
-def with_roots(parts: Iterable[tuple[Prompts, Item]], model: CausalLM) -> Iterator[tuple[list[KeysValues] | None, Item]]:
-    """Each item with the keys and values of its prompts' root, by layer, computed once for all in a row that share one.
-
-    Backward passes of the items leave gradients in these. They go on into the model, once, when the next root's turn comes or
-    the items are at an end.
-    """
-    for ids, alike in groupby(parts, key=lambda part: part[0].root):
-        root = model.read(torch.tensor([ids], device=model.device)) if ids and not model.fused else None
-        if root is None or not torch.is_grad_enabled():
-            yield from ((root, item) for _, item in alike)
-            continue
-        leaves = [(keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in root]
-        yield from ((leaves, item) for _, item in alike)
-        pairs = [(made, leaf.grad) for layer, gathered in zip(root, leaves) for made, leaf in zip(layer, gathered)
-                 if made.requires_grad and leaf.grad is not None]
-        if pairs:
-            torch.autograd.backward([made for made, _ in pairs], [gradient for _, gradient in pairs])
-
-
 def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *, temperature: float = 1.0,
-                        chunk: int = 512, root: Sequence[KeysValues] | None = None) -> Tensor:
+                        chunk: int = 512, root: Root | None = None) -> Tensor:
     """logp_BC: the log-prob of each completion token given its prompt and the tokens before it; 0 where masked.
 
     ``mask_QKC`` (boolean) marks the completions' tokens, the stop token included. ``temperature`` is that of sampling: what is
     scored is the distribution that was drawn from. ``chunk``: positions that go through the head at once; memory chunk × V × 4
-    bytes. ``root``: what ``with_roots`` gives for these prompts; without it their root is computed here. Differentiable with
-    respect to the model's adapters.
+    bytes. ``root``: what ``roots.with_roots`` gives for these prompts; without it their root is computed here.
+    Differentiable with respect to the model's adapters.
     """
     check(ids_QP=prompts.ids_QP, length_Q=prompts.length_Q, ids_QKC=ids_QKC, mask_QKC=mask_QKC)
     check_boolean(mask_QKC=mask_QKC)
@@ -60,12 +35,10 @@ def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask
 
 
 def logprobs_at(places: Places, model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *, temperature: float,
-                chunk: int, root: Sequence[KeysValues] | None = None) -> Tensor:
+                chunk: int, root: Root | None = None) -> Tensor:
     """logp_T of the tokens at ``places``; arguments as in ``completion_logprobs``."""
-    if model.fused:
-        prompts = replace(prompts, root=())
-    elif prompts.root and root is None:
-        root = model.read(torch.tensor([prompts.root], device=model.device))
+    if prompts.root and root is None:
+        root = model.read(prompts.root)
     tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
     hidden_1SD = model(tree.ids_1S, positions_QT=tree.positions_1S, visible_QTS=tree.visible, root=root)
     hidden_TD, ids_T = hidden_1SD[0, tree.predictor_QKC[places]], ids_QKC[places]

@@ -40,18 +40,19 @@ class CausalLM(nn.Module):
         """hidden_QTD after the final norm.
 
         Defaults are plain causal: positions are the ``cache``'s slots, and each token sees all tokens before it and itself.
-        Every row of ``visible_QTS`` must see something; S is T, or what the cache has ``seen``. ``root``: the keys and values,
-        by layer, of tokens before those of every row, as ``read`` gives them.
+        Every row of ``visible_QTS`` must see something; S is T, or the slots up to the cache's ``stop``. ``root``: keys and
+        values, by layer, of L tokens before those of every row, as ``read`` gives them; then S is L more, and positions and
+        visibility must be given.
         """
         return self._run(ids_QT, positions_QT, visible_QTS, cache, root, keep=False)[0]
 
-    def read(self, ids_QT: Tensor) -> list[KeysValues]:
+    def read(self, ids: Sequence[int]) -> list[KeysValues]:
         """Keys and values of a plain sequence, by layer."""
-        return self._run(ids_QT, None, None, None, None, keep=True)[1]
+        return self._run(torch.tensor([ids], device=self.device), None, None, None, None, keep=True)[1]
 
     def _run(self, ids_QT: Tensor, positions_QT: Tensor | None, visible_QTS: Tensor | TreeVisibility | None,
              cache: KVCache | None, root: Sequence[KeysValues] | None, keep: bool) -> tuple[Tensor, list[KeysValues]]:
-        (Q, T), S = ids_QT.shape, cache.seen if cache else ids_QT.shape[1]
+        (Q, T), S = ids_QT.shape, (cache.stop if cache else ids_QT.shape[1]) + (root[0][0].shape[2] if root else 0)
         if positions_QT is None:
             positions_QT = (cache.slots_T if cache else torch.arange(T, device=ids_QT.device)).expand(Q, T)
         window = self.architecture.window
@@ -72,12 +73,6 @@ class CausalLM(nn.Module):
     def head(self) -> nn.Module:
         """The module that holds the output's weights."""
         return self.model.embed_tokens if self.architecture.tied else self.lm_head
-
-    @property
-    def fused(self) -> bool:
-        """Whether ``fast.fuse`` has the layers compiled. Such a model takes no root: torch.compile fails on roots of several
-        lengths, so what prompts share is computed for each of them."""
-        return self.model.run_layer is not Layer.forward
 
     @property
     def device(self) -> torch.device:
@@ -106,9 +101,9 @@ class Decoder(nn.Module):
             x_QTD = x_QTD * torch.tensor(self.architecture.embedding_scale, dtype=x_QTD.dtype)
         rotary = rotary_angles(self.architecture, positions_QT, x_QTD.dtype)
         bias = attention_biases(visible_QTS, self.architecture.heads // self.architecture.kv_heads, x_QTD.dtype)
-        roots, own = root or (cache.root_layers() if cache else None), []
+        own = []
         for index, layer in enumerate(self.layers):
-            before = roots[index] if roots else None
+            before = root[index] if root else None
             if checkpointing and torch.is_grad_enabled():
                 x_QTD, keys_values = checkpoint(self.run_layer, layer, x_QTD, rotary, bias, None, before, True,
                                                 use_reentrant=False, preserve_rng_state=False)

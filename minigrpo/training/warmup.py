@@ -22,8 +22,9 @@ from minigrpo.common.errors import UserError
 from minigrpo.common.process import first_signal
 from minigrpo.common.strict_json import NUMBER, JsonLines
 from minigrpo.policy.files.weights import load_tensors, save_tensors
-from minigrpo.policy.logprobs import completion_logprobs, with_roots
+from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.roots import with_roots
 from minigrpo.policy.tokenizer import Tokenizer
 from minigrpo.policy.tree import pad_completions, pad_prompts
 from minigrpo.task.contract import Problem
@@ -69,8 +70,7 @@ def supervised_update(model: CausalLM, optimizer: torch.optim.Optimizer, example
     asked, written = zip(*examples)
     with scoring_explained(model, grpo.micro_batch_tokens):
         parts = [(pad_prompts([asked[i] for i in chosen], root=root, device=model.device), chosen)
-                 for root, chosen in pack(asked, list(map(len, written)), 1, grpo.micro_batch_tokens,
-                                           rooted=not model.fused)]
+                 for root, chosen in pack(asked, list(map(len, written)), 1, grpo.micro_batch_tokens)]
         for root, (prompts, chosen) in with_roots([(part[0], part) for part in parts], model):
             ids_Q1C, mask_Q1C = pad_completions([[written[i]] for i in chosen], device=model.device)
             logp_BC = completion_logprobs(model, prompts, ids_Q1C, mask_Q1C, root=root)

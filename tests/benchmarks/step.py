@@ -162,7 +162,8 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
 
     def prefill(tree: GrowingTree) -> None:
         with torch.inference_mode():
-            tree.load(pad_prompts(prompts, device=where))
+            padded = pad_prompts(prompts, device=where)
+            tree.load(padded, model.read(padded.root) if padded.root else [])
             tree.prefill(model)
 
     def generate(method: str) -> list:
@@ -173,7 +174,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
         return found
 
     facts = {"tokens": Q * K * C, "sequences": Q * K}
-    once = meter("prefill", partial(prefill, GrowingTree(model, Q, P, K, C, 0 if fused else root_of(prompts))), tokens=read)
+    once = meter("prefill", partial(prefill, GrowingTree(model, Q, P, K, C, root_of(prompts))), tokens=read)
     for method in ("beam", "sample"):
         seconds = meter(f"generate ({method})", lambda: generate(method), warm=2, **facts)
         meter.row(f"decode one token ({method})", [(seconds - once) / C], 0)

@@ -291,7 +291,7 @@ def test_predictions_keep_their_order_and_run_on_their_own_database(small_toml):
 
 
 # ---------------------------------------------------------------------------------------------------------------- policy
-def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
+def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml, monkeypatch):
     """A question's row is the same whatever it is decoded beside, and whatever the config trains with. They come as they
     are decoded, short prompts first."""
     cfg = load_config(small_toml, ["run.out=unused"])
@@ -312,6 +312,10 @@ def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml):
         assert all(list(row) == FIELDS and row["sql"].startswith("SELEC") for row in rows)
         for batch in (1, 3):
             assert evaluated(asked, cfg.generation, batch) == rows
+        roots, read = [], policy.model.read
+        monkeypatch.setattr(policy.model, "read", lambda ids: roots.append(ids) or read(ids))
+        evaluated(asked, cfg.generation, 3)
+        assert 0 < len(roots) == len(set(roots)) < len(asked) / 3           # what batches share is read once for all
         beams = load_config(small_toml, ["run.out=unused", "generation.method=beam", "generation.temperature=5"])
         assert evaluated(asked, beams.generation, 4) == rows
         assert evaluated(asked[::-1], cfg.generation, 16) == rows

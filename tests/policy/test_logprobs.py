@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigrpo.policy.files.weights import load_model
-from minigrpo.policy.logprobs import completion_logprobs, token_logprobs, with_roots
+from minigrpo.policy.logprobs import completion_logprobs, token_logprobs
 from minigrpo.policy.lora import adapter_parameters, adapters, add_lora
 from minigrpo.policy.tree import pad_completions, pad_prompts
 
@@ -156,28 +156,6 @@ def test_any_root_gives_the_log_probs_and_gradients_of_none(adapted, data):
     for name, expected in found[0].items():
         largest = max([1.0, *expected.abs().flatten().tolist()])
         assert all(apart <= 1e-12 * largest for apart in (found[1][name] - expected).abs().flatten().tolist()), name
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_micro_batches_of_one_root_leave_the_gradients_of_one_batch(adapted, checkpointing, monkeypatch):
-    """Two roots of 33 and 40 tokens, two parts each: each root is read once, and all gradients add up."""
-    model, read = adapted("qwen2").double(), []
-    model.checkpointing = checkpointing
-    roots = [torch.randint(0, 61, (length,), generator=torch.Generator().manual_seed(length)).tolist() for length in (33, 40)]
-    prompts = [root + prompt for root in roots for prompt in ([1, 2], [3], [4, 5, 6], [7])]
-    completions = [[[8, 9, q], [q]] for q in range(8)]
-    weight_QKC = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = gradients(model, completion_logprobs(model, pad_prompts(prompts), *pad_completions(completions)),
-                         weight_QKC.flatten(0, 1))
-    model.zero_grad()
-    monkeypatch.setattr(model, "read", lambda ids, read_it=model.read: read.append(len(ids[0])) or read_it(ids))
-    parts = [(pad_prompts([prompts[q] for q in chosen]), chosen) for chosen in ([0, 1], [2, 3], [4, 5], [6, 7])]
-    for root, (padded, chosen) in with_roots([(part[0], part) for part in parts], model):
-        logp_BC = completion_logprobs(model, padded, *pad_completions([completions[q] for q in chosen]), root=root)
-        (logp_BC * weight_QKC[chosen].flatten(0, 1)).sum().backward()
-    assert read == [33, 40]
-    for name, parameter in adapter_parameters(model).items():
-        assert float((parameter.grad - expected[name]).abs().max()) <= 1e-12 * max(1, float(expected[name].abs().max())), name
 
 
 def test_masked_positions_give_no_gradient(adapted):

@@ -1,6 +1,6 @@
 """The tree of a batch while it grows: the cache, and what each branch sees. Depth c writes the K slots from P + c · K on.
 
-The root, what the prompts share, lies in a cache of one row, which all trunks and branches read; their own slots follow it.
+The root, what the prompts share, lies there once, and all trunks and branches read it; their own slots follow it.
 
 The cache is never moved. A beam that changes parent changes which earlier slots it sees: it takes over the parent's row of
 booleans. All tensors keep their place and shape, and the place where a token goes is itself read from a tensor (``depth_1``),
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minigrpo.policy.cache import KVCache
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.roots import Root
 from minigrpo.policy.tree import Prompts, trunk_visibility, within_window
 
 STRETCH = 32           # tokens: a prompt's room is rounded up to it, and so many depths attend over equally many slots
@@ -33,8 +34,8 @@ class GrowingTree:
         self.root, self.room, self.branches, self.window = root, room, branches, arch.window
         empty = partial(KVCache.empty, layers=arch.layers, kv_heads=arch.kv_heads, head_size=arch.head_size, dtype=model.dtype,
                         device=device)
-        self.cache = empty(groups=groups, slots=slots - root)
-        self.cache.root = empty(groups=1, slots=root) if root else None
+        self.cache, before = empty(groups=groups, slots=slots - root), empty(groups=1, slots=root)
+        self.root_layers = list(zip(before.keys, before.values)) if root else []
         self.ids_QP = torch.zeros(groups, room, dtype=torch.long, device=device)
         self.length_Q = torch.zeros(groups, dtype=torch.long, device=device)
         self.visible_QKS = torch.zeros(groups, branches, slots, dtype=torch.bool, device=device)
@@ -48,12 +49,16 @@ class GrowingTree:
         new tree would have: the rest would be read for nothing."""
         return self.root <= root and longest <= self.room <= self.root + 2 * stretched(longest - self.root)
 
-    def load(self, prompts: Prompts) -> int:
-        """Copy the prompts to where ``prefill`` reads them; how many slots a prompt takes, padding included."""
+    def load(self, prompts: Prompts, root: Root) -> int:
+        """Copy the prompts and what the model has read of their root to where ``prefill`` and ``grow`` read them; how many
+        slots a prompt takes, padding included."""
         P = prompts.ids_QP.shape[1]
-        self.prompts = Prompts(self.ids_QP[:, :P], self.length_Q, prompts.root[:self.root])
+        self.prompts = Prompts(self.ids_QP[:, :P], self.length_Q, prompts.root)
         self.prompts.ids_QP.copy_(prompts.ids_QP)
         self.prompts.length_Q.copy_(prompts.length_Q)
+        for places, tensors in zip(self.root_layers, root, strict=True):
+            for place, tensor in zip(places, tensors):
+                place.copy_(tensor)
         return P
 
     def prefill(self, model: CausalLM) -> Tensor:
@@ -65,14 +70,10 @@ class GrowingTree:
         self.visible_QKS.zero_()
         self.visible_QKS[:, :, :P] = prompts.live_QP[:, None]
         self.depth_1.zero_()
-        if self.cache.root:
-            self.cache.root.clear()
-            self.cache.root.next(L)
-            model(prompts.ids_QP[:1, :L], cache=self.cache.root)
         self.cache.clear()
         self.cache.next(P - L)
         hidden_QTD = model(prompts.ids_QP[:, L:], positions_QT=self.positions_QS[:, L:P],
-                           visible_QTS=trunk_visibility(prompts, self.window), cache=self.cache)
+                           visible_QTS=trunk_visibility(prompts, self.window), cache=self.cache, root=self.root_layers)
         self.reach(0)
         return model.logits(hidden_QTD[torch.arange(Q, device=device), prompts.length_Q - 1 - L])[:, None]
 
@@ -92,13 +93,13 @@ class GrowingTree:
 
     def grow(self, model: CausalLM, ids_QK: Tensor, parent_QK: Tensor | None = None) -> Tensor:
         """Add one token to every branch, branch k continuing branch ``parent_QK[q, k]`` (None: itself); logits_QKV."""
-        stop, slots_K = self.cache.seen, self.room + self.depth_1 * self.branches + self.branch_K
+        stop, slots_K = self.root + self.cache.stop, self.room + self.depth_1 * self.branches + self.branch_K
         if parent_QK is not None:
             self.visible_QKS.copy_(self.visible_QKS.gather(1, parent_QK[:, :, None].expand_as(self.visible_QKS)))
         self.visible_QKS.index_copy_(2, slots_K, self.eye_KK.expand(len(ids_QK), -1, -1))
         positions_QK = self.positions_QS.index_select(1, slots_K)
         visible_QKS = within_window(self.visible_QKS[:, :, :stop], positions_QK, self.positions_QS[:, :stop], self.window)
         self.cache.slots_T = slots_K - self.root
-        hidden_QKD = model(ids_QK, positions_QT=positions_QK, visible_QTS=visible_QKS, cache=self.cache)
+        hidden_QKD = model(ids_QK, positions_QT=positions_QK, visible_QTS=visible_QKS, cache=self.cache, root=self.root_layers)
         self.depth_1 += 1
         return model.logits(hidden_QKD)

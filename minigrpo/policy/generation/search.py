@@ -19,6 +19,7 @@ from minigrpo.policy.generation.beams import Beams, Completion, Hypotheses
 from minigrpo.policy.generation.growing_tree import STRETCH, GrowingTree
 from minigrpo.policy.lora import adapters
 from minigrpo.policy.model import CausalLM
+from minigrpo.policy.roots import KeptRoots
 from minigrpo.policy.tokenizer import Stopping
 from minigrpo.policy.tree import pad_prompts, root_of
 
@@ -27,15 +28,16 @@ ASK_EVERY = 8          # steps between two looks at "all finished" on an acceler
 
 @torch.inference_mode()
 def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
-                stopping: Stopping, length_penalty: float = 1.0, early_stopping: bool = False) -> list[list[Completion]]:
+                stopping: Stopping, length_penalty: float = 1.0, early_stopping: bool = False,
+                roots: KeptRoots | None = None) -> list[list[Completion]]:
     """The K = ``completions`` best hypotheses of a beam K wide, best first, for each prompt (token ids).
 
     A hypothesis is scored Σ log-prob / length^``length_penalty``, its stop token counted; the rule is in ``beams``. What is
-    still live at ``max_new_tokens`` is finished there, unstopped. ``UserError`` for a prompt that does not fit the
-    context, and if fewer than K different completions exist.
+    still live at ``max_new_tokens`` is finished there, unstopped. ``roots``: where this policy's are kept while it does not
+    move. ``UserError`` for a prompt that does not fit the context, and if fewer than K different completions exist.
     """
     make = partial(Beams, length_penalty=length_penalty, early_stopping=early_stopping)
-    done = _search(make, model, prompts, completions, max_new_tokens, stopping, None)
+    done = _search(make, model, prompts, completions, max_new_tokens, stopping, None, roots)
     if done.score_QK.isinf().any():
         raise UserError(f"fewer than {completions} different completions of at most {max_new_tokens} tokens exist in this "
                         "vocabulary")
@@ -44,22 +46,23 @@ def beam_search(model: CausalLM, prompts: Sequence[Sequence[int]], *, completion
 
 @torch.inference_mode()
 def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: int, max_new_tokens: int,
-           stopping: Stopping, temperature: float = 1.0, generator: torch.Generator | None = None) -> list[list[Completion]]:
+           stopping: Stopping, temperature: float = 1.0, generator: torch.Generator | None = None,
+           roots: KeptRoots | None = None) -> list[list[Completion]]:
     """K = ``completions`` independent draws for each prompt; ``temperature`` 0 is greedy decoding.
 
-    Log-probs are those at ``temperature`` (at 1 when greedy). ``generator`` lives on the model's device. ``UserError`` for a
-    prompt that does not fit the context.
+    Log-probs are those at ``temperature`` (at 1 when greedy). ``generator`` lives on the model's device. ``roots``: as in
+    ``beam_search``. ``UserError`` for a prompt that does not fit the context.
     """
     make = partial(Draws, temperature=temperature)
-    return _search(make, model, prompts, completions, max_new_tokens, stopping, generator).completions()
+    return _search(make, model, prompts, completions, max_new_tokens, stopping, generator, roots).completions()
 
 
 def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: Sequence[Sequence[int]], completions: int,
-            depth: int, stopping: Stopping, generator: torch.Generator | None) -> Hypotheses:
+            depth: int, stopping: Stopping, generator: torch.Generator | None, roots: KeptRoots | None) -> Hypotheses:
     """Begin, and step until all prompts are done. A prompt that is done leaves, unless the steps are recorded: a recording has
     so many rows as it has."""
     longest, limit = max(map(len, prompts), default=0), model.architecture.max_positions
-    root = 0 if model.fused else root_of(prompts)
+    shared = root_of(prompts)
     if longest + depth > limit:
         raise UserError(f"a prompt of {longest} tokens and {depth} new ones do not fit the model's context of "
                         f"{limit}: shorten the prompt or lower generation.max_new_tokens")
@@ -68,13 +71,14 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
         read = (*model.parameters(), *(tensor for layer in adapters(model).values() for tensor in layer.active or ()))
         kind = (make.func, *make.keywords.items(), len(prompts), completions, depth, stopping, *map(Tensor.data_ptr, read))
         kept = kept_search(model, model.device, kind,
-                           make=lambda: make(GrowingTree(model, len(prompts), longest, completions, depth, root), model, depth,
-                                             stopping.to(model.device)),
-                           fits=lambda search: search.tree.fits(longest, root))
+                           make=lambda: make(GrowingTree(model, len(prompts), longest, completions, depth, shared), model,
+                                             depth, stopping.to(model.device)),
+                           fits=lambda search: search.tree.fits(longest, shared))
         search, tree, replay = kept.search, kept.search.tree, kept.replay
         if isinstance(search, Draws):
             search.uniform_QKC.uniform_(generator=generator)
-        width = tree.load(pad_prompts(prompts, root=root, multiple=STRETCH if replay.records else 1, device=model.device))
+        padded = pad_prompts(prompts, root=tree.root, multiple=STRETCH if replay.records else 1, device=model.device)
+        width = tree.load(padded, (roots or KeptRoots(0)).read(model, padded.root) if tree.root else [])
         replay(search.begin, width, model)
         place_Q, left = torch.arange(len(prompts), device=model.device), []
         for c in range(1, depth):

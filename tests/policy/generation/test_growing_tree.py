@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigrpo.policy.generation.growing_tree import GrowingTree
-from minigrpo.policy.tree import pad_prompts
+from minigrpo.policy.tree import pad_prompts, root_of
 from tests.policy.helpers import EACH, OF_LOGITS, PROMPTS, ROOTED, apart, assert_close, grown, random_ids
 
 
@@ -28,7 +28,7 @@ def test_what_an_earlier_search_left_in_a_tree_is_not_read(pair):
     used.visible_QKS.fill_(True)
     used.depth_1.fill_(2)
     for tree in (used, clean, roomy):
-        tree.load(prompts)
+        tree.load(prompts, root=[])
     for ids_QK in [None, random_ids(2, 2), random_ids(2, 2, seed=1)]:
         again, first, third = (tree.prefill(model) if ids_QK is None else tree.grow(model, ids_QK) for tree in (used, clean, roomy))
         assert again.equal(first)
@@ -58,13 +58,13 @@ def test_any_root_up_to_all_that_the_prompts_share_gives_the_same(pair, window):
     """They share 44 tokens. Roots of 1 token to all of these, a window shorter and longer than they are."""
     model, _ = pair("mistral", sliding_window=window)
     shared = random_ids(44, seed=3).tolist()
-    prompts, tokens = pad_prompts([[*shared, 1, 2, 3], [*shared, 4], [*shared, 5, 6, 7, 8]]), random_ids(5, 3, 2, seed=4)
+    prompts, tokens = [[*shared, 1, 2, 3], [*shared, 4], [*shared, 5, 6, 7, 8]], random_ids(5, 3, 2, seed=4)
 
     def logits(root):
         tree = GrowingTree(model, 3, 48, 2, 6, root)
-        tree.load(prompts)
+        tree.load(pad_prompts(prompts, root=root), model.read(shared[:root]) if root else [])
         return torch.cat([tree.prefill(model), *(tree.grow(model, ids_QK, ids_QK % 2) for ids_QK in tokens)], dim=1)
 
-    assert len(prompts.root) == 44
+    assert root_of(prompts) == 44
     for root in (1, 7, 43, 44):
         assert_close(logits(root), logits(0), 1e-5)
