@@ -132,8 +132,11 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     from minigrpo.common.clock import Clock
     from minigrpo.common.device import choose_device, set_up_torch, settle
     from minigrpo.policy.fast.fuse import fuse
+    from minigrpo.policy.fast.products import linear
+    from minigrpo.policy.fast.stacked import stacks
     from minigrpo.policy.generation.growing_tree import GrowingTree
     from minigrpo.policy.generation.search import beam_search, sample
+    from minigrpo.policy.roots import KeptRoots
     from minigrpo.policy.tokenizer import Stopping
     from minigrpo.policy.tree import pad_prompts, root_of
     from minigrpo.rollout import Group, Rollout
@@ -158,7 +161,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     read = sum(map(len, prompts))
     never = Stopping(torch.zeros(1, V, dtype=torch.long), torch.zeros(1, V, dtype=torch.bool))
     grpo = config.GRPO(micro_batch_tokens=work.budget, kl_coef=0.04)
-    optimizer, clock = make_optimizer(model, grpo), Clock(lambda: settle(where))
+    optimizer, clock, start_roots = make_optimizer(model, grpo), Clock(lambda: settle(where)), KeptRoots()
 
     def prefill(tree: GrowingTree) -> None:
         with torch.inference_mode():
@@ -179,6 +182,16 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
         seconds = meter(f"generate ({method})", lambda: generate(method), warm=2, **facts)
         meter.row(f"decode one token ({method})", [(seconds - once) / C], 0)
 
+    weights = [*(stack.weight for stack in stacks(model)), model.head.weight]
+    inputs = {weight.shape[1]: torch.randn(Q * K, weight.shape[1], device=where, dtype=weight.dtype) for weight in weights}
+
+    @torch.inference_mode()
+    def products() -> None:
+        for weight in weights:
+            linear(inputs[weight.shape[1]], weight)
+
+    meter("products of one token", products, warm=5)
+
     with open_sqlite(load_databases()) as database:
         asked = load_questions("train")[:Q]
         queries = [(question.gold_sql, question.database) for question in asked for _ in range(K)]
@@ -193,12 +206,13 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
             return [Group(asked[q], tuple(prompts[q]), tuple(rollouts[q * K:(q + 1) * K])) for q in range(Q)]
 
         made = groups()
-        meter("reference", lambda: make_batch(made, model, grpo, temperature=1.0, clock=Clock()), tokens=read + Q * K * C)
-        batch = make_batch(made, model, grpo, temperature=1.0, clock=Clock())
+        scored = partial(make_batch, model=model, grpo=grpo, temperature=1.0, start_roots=start_roots)
+        meter("reference", lambda: scored(made, clock=Clock()), tokens=read + Q * K * C)
+        batch = scored(made, clock=Clock())
         meter("update", lambda: update(model, optimizer, batch, grpo, length=C, clock=Clock()), tokens=read + Q * K * C)
 
         def step() -> None:
-            batch = make_batch(groups(), model, grpo, temperature=1.0, clock=clock)
+            batch = scored(groups(), clock=clock)
             report = update(model, optimizer, batch, grpo, length=C, clock=clock).metrics
             assert report["skipped"] == 0 and report["grad_norm"] > 0
 

@@ -13,8 +13,8 @@ from tests.compiler import needs_compiler
 from tests.paths import MINI
 
 STEP = Path(__file__).parent / "step.py"
-OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)", "SQL",
-        "reference", "update", "step"]
+OURS = ["prefill", "generate (beam)", "decode one token (beam)", "generate (sample)", "decode one token (sample)",
+        "products of one token", "SQL", "reference", "update", "step"]
 THEIRS = {"transformers": OURS[:5], "peft": ["reference", "update"], "trl": ["step"]}
 
 

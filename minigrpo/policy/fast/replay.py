@@ -23,7 +23,7 @@ class Replay:
     also loads and tunes the kernels; the second is recorded; from then on the recording is replayed.
 
     A step reads and writes tensors in place and asks the device for no value. Everything that changes the course of its Python
-    code or the tensors that it touches is part of ``shape``; ``given`` are the same objects in every call.
+    code or the place of the tensors that it touches is part of ``shape``.
     """
 
     def __init__(self, device: torch.device) -> None:

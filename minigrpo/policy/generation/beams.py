@@ -8,6 +8,7 @@
    with early stopping, as soon as ``done`` is full.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from minigrpo.common.errors import UserError
 from minigrpo.policy.fast.head import log_softmax
-from minigrpo.policy.generation.growing_tree import GrowingTree
+from minigrpo.policy.generation.growing_tree import GrowingTree, to_front
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import Stopping
 
@@ -68,12 +69,14 @@ class Beams:
         """Which prompts go on."""
         return self.open_Q1[:, 0]
 
-    def keep(self, rows_Q: Tensor) -> None:
-        """Go on with these prompts alone."""
-        self.tree.keep(rows_Q)
-        self.live, self.done, self.open_Q1 = self.live.of(rows_Q), self.done.of(rows_Q), self.open_Q1[rows_Q]
-        self.state_QK, self.token_QK, self.parent_QK = (
-            x_QK[rows_Q] for x_QK in (self.state_QK, self.token_QK, self.parent_QK))
+    def narrowed(self, rows_Q: Tensor) -> "Beams":
+        """The search for these prompts alone, which goes on at the front of this one's tensors."""
+        search = copy(self)
+        search.tree = self.tree.narrowed(rows_Q)
+        search.live, search.done = self.live.narrowed(rows_Q), self.done.narrowed(rows_Q)
+        search.open_Q1, search.state_QK, search.token_QK, search.parent_QK = (
+            to_front(x_Q, rows_Q) for x_Q in (self.open_Q1, self.state_QK, self.token_QK, self.parent_QK))
+        return search
 
 
 def best_continuations(live: "Hypotheses", total_QKV: Tensor, logp_QKV: Tensor, ends_QKV: Tensor,
@@ -117,8 +120,12 @@ class Hypotheses(NamedTuple):
                    zeros(groups, count, dtype=torch.bool))
 
     def of(self, rows_Q: Tensor) -> "Hypotheses":
-        """Those of some prompts."""
+        """A copy of those of some prompts."""
         return Hypotheses(*(tensor[rows_Q] for tensor in self))
+
+    def narrowed(self, rows_Q: Tensor) -> "Hypotheses":
+        """Those of some prompts, at the front of these tensors."""
+        return Hypotheses(*(to_front(tensor, rows_Q) for tensor in self))
 
     def set(self, other: "Hypotheses") -> None:
         for mine, theirs in zip(self, other):

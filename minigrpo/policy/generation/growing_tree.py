@@ -7,6 +7,8 @@ booleans. All tensors keep their place and shape, and the place where a token go
 so that a step can be recorded once and replayed. The model is given in each call: see ``fast.replay``.
 """
 
+from copy import copy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,6 +25,12 @@ STRETCH = 32           # tokens: a prompt's room is rounded up to it, and so man
 def stretched(tokens: int) -> int:
     """Rounded up to whole stretches."""
     return -(-tokens // STRETCH) * STRETCH
+
+
+def to_front(tensor: Tensor, rows_Q: Tensor) -> Tensor:
+    """Move rows of a tensor to its front, in place; a view of them, whose place depends on nothing but their number."""
+    tensor[:len(rows_Q)] = tensor[rows_Q]
+    return tensor[:len(rows_Q)]
 
 
 class GrowingTree:
@@ -77,13 +85,14 @@ class GrowingTree:
         self.reach(0)
         return model.logits(hidden_QTD[torch.arange(Q, device=device), prompts.length_Q - 1 - L])[:, None]
 
-    def keep(self, rows_Q: Tensor) -> None:
-        """Go on with these prompts alone; the cache of the others is freed."""
-        self.length_Q, self.visible_QKS, self.positions_QS = (
-            x_Q[rows_Q] for x_Q in (self.length_Q, self.visible_QKS, self.positions_QS))
-        for tensors in (self.cache.keys, self.cache.values):
-            for layer, tensor in enumerate(tensors):            # one after the other: memory never holds the cache twice
-                tensors[layer] = tensor[rows_Q]
+    def narrowed(self, rows_Q: Tensor) -> "GrowingTree":
+        """The tree of these prompts alone, which grows on at the front of this tree's tensors."""
+        tree = copy(self)
+        tree.length_Q, tree.visible_QKS, tree.positions_QS = (
+            to_front(x_Q, rows_Q) for x_Q in (self.length_Q, self.visible_QKS, self.positions_QS))
+        tree.cache = replace(self.cache, keys=[to_front(keys, rows_Q) for keys in self.cache.keys],
+                             values=[to_front(values, rows_Q) for values in self.cache.values])
+        return tree
 
     def reach(self, depth: int) -> int:
         """Attend over all slots up to those of ``depth`` and of its stretch: a few more than are in use. How many that is."""

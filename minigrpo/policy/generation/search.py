@@ -6,6 +6,7 @@ of the device, every few steps.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from minigrpo.policy.fast.head import draw, log_softmax
 from minigrpo.policy.fast.replay import kept_search
 from minigrpo.policy.fast.stacked import adapters_held
 from minigrpo.policy.generation.beams import Beams, Completion, Hypotheses
-from minigrpo.policy.generation.growing_tree import STRETCH, GrowingTree
+from minigrpo.policy.generation.growing_tree import STRETCH, GrowingTree, to_front
 from minigrpo.policy.lora import adapters
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.roots import KeptRoots
@@ -59,8 +60,7 @@ def sample(model: CausalLM, prompts: Sequence[Sequence[int]], *, completions: in
 
 def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: Sequence[Sequence[int]], completions: int,
             depth: int, stopping: Stopping, generator: torch.Generator | None, roots: KeptRoots | None) -> Hypotheses:
-    """Begin, and step until all prompts are done. A prompt that is done leaves, unless the steps are recorded: a recording has
-    so many rows as it has."""
+    """Begin, and step until all prompts are done. A prompt that is done leaves, at once or with others: see ``staying``."""
     longest, limit = max(map(len, prompts), default=0), model.architecture.max_positions
     shared = root_of(prompts)
     if longest + depth > limit:
@@ -79,21 +79,36 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
             search.uniform_QKC.uniform_(generator=generator)
         padded = pad_prompts(prompts, root=tree.root, multiple=STRETCH if replay.records else 1, device=model.device)
         width = tree.load(padded, (roots or KeptRoots(0)).read(model, padded.root) if tree.root else [])
-        replay(search.begin, width, model)
-        place_Q, left = torch.arange(len(prompts), device=model.device), []
+        replay(type(search).begin, width, search, model)
+        place_Q, left = torch.arange(len(prompts)), []
         for c in range(1, depth):
             if not replay.records or c % ASK_EVERY == 0:
-                open_Q = search.open_Q()
+                open_Q = search.open_Q().cpu()
                 if not open_Q.any():
                     break
-                if not replay.records and not open_Q.all():
-                    left.append((place_Q[~open_Q], search.done.of(~open_Q)))
-                    place_Q = place_Q[open_Q]
-                    search.keep(open_Q)
-            replay(search.step, tree.reach(c - 1), model)
+                stays_Q = staying(open_Q, halves=replay.records)
+                if not stays_Q.all():
+                    left.append((place_Q[~stays_Q], search.done.of(~stays_Q)))
+                    place_Q, search = place_Q[stays_Q], search.narrowed(stays_Q.nonzero()[:, 0])
+            replay(type(search).step, (len(place_Q), search.tree.reach(c - 1)), search, model)
         left.append((place_Q, search.done))
     order_Q = torch.cat([places for places, _ in left]).argsort()
     return Hypotheses(*(torch.cat(parts)[order_Q] for parts in zip(*(done for _, done in left))))
+
+
+def staying(open_Q: Tensor, *, halves: bool) -> Tensor:
+    """Which prompts stay in the batch: those that go on. With ``halves`` all stay, or a half, a quarter, ... of them, some
+    that are done included: where steps are recorded, each number of prompts has recordings of its own.
+
+    >>> staying(torch.tensor([True, False, False, True, False, False]), halves=True).tolist()
+    [True, True, False, True, False, False]
+    """
+    if not halves:
+        return open_Q
+    width, fewest = len(open_Q), max(2, int(open_Q.sum()))          # one is compiled by itself, and no faster than two
+    while width // 2 >= fewest:
+        width //= 2
+    return torch.zeros_like(open_Q).index_fill_(0, open_Q.int().argsort(descending=True, stable=True)[:width], True)
 
 
 class Draws:
@@ -128,8 +143,10 @@ class Draws:
         """Which prompts go on."""
         return ~self.done.stopped_QK.all(dim=1)
 
-    def keep(self, rows_Q: Tensor) -> None:
-        """Go on with these prompts alone."""
-        self.tree.keep(rows_Q)
-        self.done, self.uniform_QKC = self.done.of(rows_Q), self.uniform_QKC[rows_Q]
-        self.state_QK, self.token_QK = self.state_QK[rows_Q], self.token_QK[rows_Q]
+    def narrowed(self, rows_Q: Tensor) -> "Draws":
+        """The draws for these prompts alone, which go on at the front of these tensors."""
+        search = copy(self)
+        search.tree, search.done = self.tree.narrowed(rows_Q), self.done.narrowed(rows_Q)
+        search.uniform_QKC, search.state_QK, search.token_QK = (
+            to_front(x_Q, rows_Q) for x_Q in (self.uniform_QKC, self.state_QK, self.token_QK))
+        return search

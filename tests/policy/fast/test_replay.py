@@ -52,14 +52,15 @@ def kept_of(model):
 
 @pytest.fixture
 def keeping(monkeypatch):
-    """As on CUDA, where recorded steps read the tensors of the first search: it is kept, though its steps are called."""
+    """As on CUDA, where a search is kept, and what is replayed reads the tensors of the call that was recorded."""
     class Keeping(minigrpo.policy.fast.replay.Replay):
         def __init__(self, device):
             super().__init__(device)
             self.records = True
 
         def __call__(self, step, shape, *given):
-            step(*given)
+            search, *rest = given
+            step(self.graphs.setdefault((step, shape), search), *rest)
 
     monkeypatch.setattr(minigrpo.policy.fast.replay, "Replay", Keeping)
 
@@ -68,12 +69,13 @@ def keeping(monkeypatch):
     (beam_search, dict(length_penalty=0.5)), (beam_search, dict(early_stopping=True)), (sample, dict(temperature=0.0)),
     (sample, dict(temperature=1.3))])
 def test_a_kept_search_finds_what_a_new_one_finds(pair, keeping, search, settings):
-    """Three rounds of other prompts, shorter ones too, in the same tensors: nothing of a round reaches the next."""
+    """Three rounds of other prompts, shorter ones too, in the same tensors: nothing of a round reaches the next. Prompts that are
+    done leave by halves, from 8 on, and each number of rows has its own steps, which a later round replays."""
     ours, _ = pair("llama", max_position_embeddings=256)
     used, fresh = copy.deepcopy(ours), copy.deepcopy(ours)
-    stopping, kept = stop_at(2, 5, vocabulary=61), []
+    stopping, kept = stop_at(*range(2, 61, 10), vocabulary=61), []
     for seed in range(3):
-        prompts = [[5] * 20 + [q, *ids] for q, ids in enumerate(random_prompts(3, seed=seed, vocabulary=61))]
+        prompts = [[5] * 20 + [q, *ids] for q, ids in enumerate(random_prompts(8, seed=seed, vocabulary=61))]
         rounds = []
         for model in (used, fresh):
             draws = {"generator": torch.Generator().manual_seed(seed)} if search is sample else {}
@@ -82,6 +84,7 @@ def test_a_kept_search_finds_what_a_new_one_finds(pair, keeping, search, setting
         kept.append(kept_of(used))
         release(fresh)
     assert kept[0] is kept[1] is kept[2] is not None
+    assert {8, 4} <= {shape[0] for _, shape in kept[0].replay.graphs if isinstance(shape, tuple)} <= {8, 4, 2}
 
 
 def test_a_search_is_not_kept_for_what_it_does_not_fit(pair, keeping):

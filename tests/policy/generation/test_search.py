@@ -8,10 +8,12 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper
 
 from minigrpo.policy.files.weights import load_model
-from minigrpo.policy.generation.search import beam_search, sample
+from minigrpo.policy.generation.search import beam_search, sample, staying
 from minigrpo.policy.logprobs import completion_logprobs
 from minigrpo.policy.tokenizer import compile_stopping
 from minigrpo.policy.tree import pad_completions, pad_prompts, root_of
@@ -57,6 +59,16 @@ def test_prompts_that_begin_alike_find_what_each_finds_alone(pair, family, confi
     search = beam_search if method == "beams" else partial(sample, temperature=0.0)
     assert root_of(prompts) == 12
     assert_same(search(ours, prompts, **settings), [search(ours, [prompt], **settings)[0] for prompt in prompts])
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_who_stays_are_all_that_go_on_and_where_numbers_are_few_some_more(open_Q):
+    """By halves: as few as a half, a quarter, ... of all can be, but two. Who is open stays."""
+    going_on, halves = sum(open_Q), [len(open_Q) >> i for i in range(6)]
+    assert staying(torch.tensor(open_Q), halves=False).tolist() == open_Q
+    stays_Q = staying(torch.tensor(open_Q), halves=True).tolist()
+    assert all(stays for goes_on, stays in zip(open_Q, stays_Q) if goes_on)
+    assert sum(stays_Q) == min(width for width in halves if width >= max(going_on, min(2, len(open_Q))))
 
 
 @pytest.mark.parametrize("method", ["beams", "greedy", "samples"])
