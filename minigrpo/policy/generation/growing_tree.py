@@ -2,9 +2,10 @@
 
 The root, what the prompts share, lies there once, and all trunks and branches read it; their own slots follow it.
 
-The cache is never moved. A beam that changes parent changes which earlier slots it sees: it takes over the parent's row of
+No beam moves the cache. One that changes parent changes which earlier slots it sees: it takes over the parent's row of
 booleans. All tensors keep their place and shape, and the place where a token goes is itself read from a tensor (``depth_1``),
-so that a step can be recorded once and replayed. The model is given in each call: see ``fast.replay``.
+so that a step can be recorded once and replayed; prompts that stay when others leave are moved to the front of these tensors.
+The model is given in each call: see ``fast.replay``.
 """
 
 from copy import copy
