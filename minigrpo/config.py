@@ -72,8 +72,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Warmup:
-    source: str = key("", "gold SQL that the model is shown before GRPO: a JSONL file of {split, index, sql, answerable}; "
-                          "\"athletes\" or \"jsonl\": what questions of that kind bring along; empty: no warm-up")
+    source: str = key("", "gold SQL that the model is shown before GRPO. For TEMPTABQA-C \"templates\", our SQL for its "
+                          "question templates, or a JSONL file of {split, index, sql, answerable}; \"athletes\" or \"jsonl\": "
+                          "what questions of that kind bring along; empty: no warm-up")
     method: Literal["full", "lora"] = key(
         "full", "full: all weights move, and the result becomes the base; lora: an adapter, which becomes the reference")
     examples: int = key(1000, "questions with gold SQL, drawn from task.split", low=1)

@@ -235,7 +235,7 @@ def test_the_control_deals_the_answers_out_anew(train_recipe, run, whole, monkey
 # ----------------------------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize("overrides, sentence", [
     (["task.kind=temptabqa", f"task.path={MINI}"], "warmup.source, reward.gold_sql: gold SQL for task.kind = \"temptabqa\" comes "
-                                                   "from a JSONL file, got \"athletes\""),
+                                                   "from \"templates\" or a JSONL file, got \"athletes\""),
     (["warmup.source=gold.jsonl"], "warmup.source, reward.gold_sql: gold SQL for task.kind = \"athletes\" comes from \"athletes\", got \"gold.jsonl\""),
     (["task.kind=temptabqa", f"task.path={MINI}", "warmup.source=nowhere.jsonl"], "there is no file of gold SQL nowhere.jsonl"),
     (["warmup.examples=5000"], "warmup.examples: 5000 were asked for, athletes has known solutions for 1670 questions of the split train"),

@@ -22,7 +22,7 @@ Nothing is downloaded. The machine needs:
     MariaDB's server on the PATH, for learn and beams. The Debian packages that are enough: mariadb-server-core,
     mariadb-client-core, mariadb-common, libaio1, liburing2, libnuma1
     --model: a folder of SmolLM2-135M-Instruct with config.json, tokenizer.json, tokenizer_config.json, model.safetensors
-    --data: TEMPTABQA-C as published, and in it gold_sql.jsonl (configs/README.md), which the warm-up needs
+    --data: TEMPTABQA-C as published
 """
 
 import argparse
@@ -46,7 +46,7 @@ START = 30.0                    # seconds for all of the evaluation after GRPO b
 CONFIG = "configs/smollm2.toml"
 FOR_A_GPU = ("grpo.questions=16", "generation.max_new_tokens=256", "grpo.micro_batch_tokens=32768", "reward.preset=strict",
              "evaluation.batch=256")
-REHEARSAL = ("warmup.examples=3", "grpo.questions=2", "generation.max_new_tokens=16", "evaluation.questions=8",
+REHEARSAL = ("warmup.examples=2", "grpo.questions=2", "generation.max_new_tokens=16", "evaluation.questions=8",
              "run.evaluate_every=10", "run.save_every=5", "run.sample_every=0", "model.new.max_positions=1024")
 
 
@@ -78,7 +78,7 @@ def settings(visit: Visit, part: str) -> list[str]:
     """The config's overrides as --set options, the same for train.py and eval.py."""
     args = visit.args
     data = Path(args.data).resolve()
-    start = {"model.path": args.model, "warmup.source": str(data / "gold_sql.jsonl")}
+    start = {"model.path": args.model}
     values = [*FOR_A_GPU, *(REHEARSAL if args.rehearse else ())]
     if part == "beams":
         start = {"model.path": str(visit.out / "learn/run/base"), "warmup.source": ""}
@@ -239,7 +239,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=13.0, help="until the last part ends, all in all")
     parser.add_argument("--parts", type=lambda text: text.split(","), default="learn,device,small,step", help="in this order")
     parser.add_argument("--model", help="SmolLM2's folder; learn needs it")
-    parser.add_argument("--data", help="TEMPTABQA-C with gold_sql.jsonl; learn and beams need it")
+    parser.add_argument("--data", help="TEMPTABQA-C; learn and beams need it")
     parser.add_argument("--grpo-minutes", type=float, default=float("inf"), help="of learn and beams; default: what there is")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="for learn and beams")
     parser.add_argument("--repeat", action="store_true", help="measure the named parts anew")

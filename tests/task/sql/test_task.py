@@ -88,7 +88,7 @@ def test_questions_of_ones_own_bring_their_gold_sql(config, shop):
 
 
 @pytest.mark.parametrize("kind, source, expected", [
-    ("temptabqa", "athletes", "a JSONL file"), ("temptabqa", "jsonl", "a JSONL file"),
+    ("temptabqa", "athletes", '"templates" or a JSONL file'), ("temptabqa", "jsonl", '"templates" or a JSONL file'),
     ("athletes", "gold.jsonl", '"athletes"'), ("athletes", "jsonl", '"athletes"'),
     ("jsonl", "gold.jsonl", '"jsonl"'), ("jsonl", "athletes", '"jsonl"')])
 def test_gold_sql_of_one_task_is_not_the_others(config, shop, kind, source, expected):

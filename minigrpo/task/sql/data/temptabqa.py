@@ -15,6 +15,7 @@ from minigrpo.common.strict_json import read_lines
 from minigrpo.task.sql.answer import Question
 from minigrpo.task.sql.data.dataset import Dataset, check_gold_sql
 from minigrpo.task.sql.data.infobox import Infobox, build_tables, parse_context, with_renamed
+from minigrpo.task.sql.data.temptabqa_sql import template_sql
 from minigrpo.task.sql.engines.database import Table
 
 ADDRESS = "https://github.com/CoRAL-ASU/TEMPTABQA-C"
@@ -32,6 +33,7 @@ SPLITS = {
 FIELDS = ("Questions", "Answers", "Context", "Types")       # every file has these; some have more, and in another order
 MAX_LINE_CHARACTERS = 2**20                                 # eight fields of the length that csv accepts
 NO_CONTEXT = "No context available"
+BY_TEMPLATE = "templates"
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -89,18 +91,22 @@ def load_questions(path: str | Path, split: str, gold_sql: str | Path | None = N
     """The questions of one split of the benchmark under ``path``, in file order; ``kind`` is the published type.
 
     ``gold_sql``: a JSONL file of {split, index, sql, answerable}; a query is attached to its question if answerable is true.
+    Or "templates": the query of the question's template is, whether it gives the published answer or not.
     ``FileNotFoundError``: no folder, or no file of this split. ``UserError``: an unknown split, or a broken file.
     """
     file = _split_file(Path(path), split)
-    known = _read_gold_sql(Path(gold_sql), split) if gold_sql is not None else {}
     records = _read_records(file)
+    if gold_sql == BY_TEMPLATE:
+        known = {index: template_sql(record["Types"], record["Questions"]) for index, record in enumerate(records)}
+    else:
+        known = _read_gold_sql(Path(gold_sql), split) if gold_sql is not None else {}
     if not records:
         raise UserError(f"{file} holds no questions")
     return [Question(f"{split}/{index}", split, index, record["Questions"], record["Answers"], database_of(split),
                      record["Types"], known.get(index)) for index, record in enumerate(records)]
 
 
-def _read_gold_sql(file: Path, split: str) -> dict[int, str]:
+def _read_gold_sql(file: Path, split: str) -> dict[int, str | None]:
     """{index: sql} of one split, only for queries that are known to return the gold answer."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no file of gold SQL {file}")
@@ -146,8 +152,8 @@ def _collect(file: Path, known: dict[str, Infobox]) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ the data set
 def _load(path: str, split: str, gold_sql: str) -> list[Question]:
-    is_file_name = bool(Path(gold_sql).suffix) or Path(gold_sql).is_file()      # a bare word names another data set's own
-    check_gold_sql("temptabqa", gold_sql, is_file_name, "a JSONL file")
+    is_file_name = bool(Path(gold_sql).suffix) or Path(gold_sql).is_file()      # other bare words are other data sets' own
+    check_gold_sql("temptabqa", gold_sql, is_file_name or gold_sql == BY_TEMPLATE, f'"{BY_TEMPLATE}" or a JSONL file')
     return load_questions(path, split, gold_sql or None)
 
 
