@@ -25,6 +25,7 @@ from minigrpo.policy.architecture import read_architecture
 from minigrpo.policy.files.weights import initialise, save_tensors
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tokenizer import train_bpe
+from minigrpo.policy.tree import common_beginning
 from minigrpo.task.kinds import load_data, make_task
 from minigrpo.training.folder import checkpoints
 from minigrpo.training.starting_model import load_start
@@ -368,7 +369,8 @@ def test_seventy_billion_parameters_are_counted_without_a_weight(case, cli, trai
     12 bytes each, the base's 2: 140,438,945,792 bytes. For decoding there are copies in bfloat16 of each A, a layer
     16 · (6 · 8,192 + 28,672) = 1,245,184, and of all B of one input as one matrix: 10,240 · 48 beside q, k and v, 57,344 · 32
     beside gate and up, 8,192 · 16 beside either of the others, 2,588,672; 80 layers of both are 613,416,960 bytes. Together
-    141,052,362,752 before anything is computed, 141.05 GB.
+    141,052,362,752 before anything is computed. And the start policy's keys and values of what all prompts begin with, 80 layers
+    of 2 · 1,024 numbers in bfloat16: 327,680 bytes a token.
     """
     folder = tmp_path / "sqlcoder-70b-alpha"
     folder.mkdir()
@@ -381,4 +383,6 @@ def test_seventy_billion_parameters_are_counted_without_a_weight(case, cli, trai
     said = unfolded(ended.out)
     assert "(llama, 80 layers of width 8192): 68,976,910,336 parameters, bfloat16 on cpu" in said
     assert "adapters 207,093,760 parameters in float32: rank 16" in said
-    assert re.search(r"update 141\.05 ", said)
+    counter = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    shared = common_beginning(counter(prompts(*keys, config=ROOT / f"configs/{case.name}.toml")).input_ids)
+    assert shared >= 32 and f"update {(141_052_362_752 + 327_680 * shared) / 1e9:.2f} " in said

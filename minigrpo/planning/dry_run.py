@@ -43,7 +43,7 @@ def dry_run(cfg: config.Config) -> int:
         texts = sorted(map(task.prompt, data.train))            # the first and the last share what all share
         load = Load(longest, (max((len(prompt) for prompt, _ in examples), default=0),
                               max((len(written) for _, written in examples), default=0)),
-                    0 if cfg.model.fuse else common_beginning([tokenizer.encode(text) for text in (texts[0], texts[-1])]))
+                    common_beginning([tokenizer.encode(text) for text in (texts[0], texts[-1])]))
         checked = _check_solutions(task, data.all)
         prompt, about = task.prompt(data.train[0]), task.about()
     program = peak_memory(device) if device.type == "cpu" else 0
