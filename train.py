@@ -58,7 +58,6 @@ def train(cfg: Config, *, resume: bool = False) -> int:
         model, optimizer, start_roots = policy.model, make_optimizer(policy.model, cfg.grpo), KeptRoots()
         check_prompts_fit(policy.tokenizer, model.architecture.max_positions, task, data.all, cfg.generation.max_new_tokens)
         evaluate = partial(report_splits, data.report, data.train, policy, task, cfg.generation, cfg.evaluation.batch)
-
         with Run(cfg.run, policy, optimizer, task, {"base": base_path(cfg), **adapter_facts(cfg)}) as run:
             def evaluate_if_due() -> None:
                 if run.evaluation_due():

@@ -122,9 +122,8 @@ def make_plan(cfg: config.Config, architecture: Architecture, load: Load, *, ran
         if cfg.model.adapter or "warm-up" in phases and cfg.warmup.method == "lora":
             freeze_reference(model)
         Q, K, C, start_roots = cfg.grpo.questions, generation.completions, generation.max_new_tokens, KeptRoots()
-        if root := _prompts(Q, load.prompt, load.root).root:
-            with torch.no_grad():
-                start_roots.read(model, root)                   # alive from here on, as in a run
+        with torch.no_grad():
+            start_roots.read(model, _prompts(Q, load.prompt, load.root).root)           # alive from here on, as in a run
         phases["generate"], held = _generate(model, alive, adapters, Q, load, K, C, generation.method)
         phases["evaluate"], _ = _generate(model, alive, adapters, evaluation.batch, load, 1, C, "greedy")
         model.checkpointing = cfg.model.checkpointing
@@ -155,7 +154,7 @@ def _generate(model: CausalLM, alive: Alive, trained: int, Q: int, load: Load, K
         tree = GrowingTree(model, Q, load.prompt, K, C, len(prompts.root))
         search = (Beams(tree, model, C, Stopping(*tables), length_penalty=1.0, early_stopping=False) if method == "beam" else
                   Draws(tree, model, C, Stopping(*tables), temperature=float(method == "sample")))
-        tree.load(prompts, model.read(prompts.root) if prompts.root else [])
+        tree.load(prompts, model.read(prompts.root))
         search.begin(model)
         tree.reach(C - 1)
         calls = alive.calls

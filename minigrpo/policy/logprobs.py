@@ -37,7 +37,7 @@ def completion_logprobs(model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask
 def logprobs_at(places: Places, model: CausalLM, prompts: Prompts, ids_QKC: Tensor, mask_QKC: Tensor, *, temperature: float,
                 chunk: int, root: Root | None = None) -> Tensor:
     """logp_T of the tokens at ``places``; arguments as in ``completion_logprobs``."""
-    if prompts.root and root is None:
+    if root is None:
         root = model.read(prompts.root)
     tree = scoring_tree(prompts, ids_QKC, mask_QKC, window=model.architecture.window)
     hidden_1SD = model(tree.ids_1S, positions_QT=tree.positions_1S, visible_QTS=tree.visible, root=root)

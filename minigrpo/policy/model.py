@@ -47,7 +47,9 @@ class CausalLM(nn.Module):
         return self._run(ids_QT, positions_QT, visible_QTS, cache, root, keep=False)[0]
 
     def read(self, ids: Sequence[int]) -> list[KeysValues]:
-        """Keys and values of a plain sequence, by layer."""
+        """Keys and values of a plain sequence, by layer; of no tokens, no layers."""
+        if not ids:
+            return []
         return self._run(torch.tensor([ids], device=self.device), None, None, None, None, keep=True)[1]
 
     def _run(self, ids_QT: Tensor, positions_QT: Tensor | None, visible_QTS: Tensor | TreeVisibility | None,

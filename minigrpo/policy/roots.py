@@ -11,7 +11,7 @@ from minigrpo.policy.cache import KeysValues
 from minigrpo.policy.model import CausalLM
 from minigrpo.policy.tree import Prompts
 
-Root = list[KeysValues]                         # by layer
+Root = list[KeysValues]                         # by layer; empty where prompts share nothing
 Item = TypeVar("Item")
 KEPT_BYTES = 2**28                              # 256 MiB: 376 tokens of CodeGemma-7B take 164 in bfloat16, SmolLM2's 16
 
@@ -41,15 +41,15 @@ class KeptRoots:
 
 
 def with_roots(parts: Iterable[tuple[Prompts, Item]], model: CausalLM,
-               kept: KeptRoots | None = None) -> Iterator[tuple[Root | None, Item]]:
-    """Each item with its prompts' root (None where they have none), computed once for all in a row that share one.
+               kept: KeptRoots | None = None) -> Iterator[tuple[Root, Item]]:
+    """Each item with its prompts' root, computed once for all in a row that share one.
 
     Backward passes of the items leave gradients in it. They go on into the model, once, when the next root's turn comes or the
     items are at an end. ``kept`` is for passes without gradients by a policy that does not move.
     """
     for ids, alike in groupby(parts, key=lambda part: part[0].root):
-        root = (kept.read(model, ids) if kept else model.read(ids)) if ids else None
-        if root is None or not torch.is_grad_enabled():
+        root = (kept or KeptRoots(0)).read(model, ids)
+        if not root or not torch.is_grad_enabled():
             yield from ((root, item) for _, item in alike)
             continue
         leaves = [(keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in root]

@@ -166,7 +166,7 @@ def measure_minigrpo(work: Work, device: str, *, fused: bool, checkpointing: boo
     def prefill(tree: GrowingTree) -> None:
         with torch.inference_mode():
             padded = pad_prompts(prompts, device=where)
-            tree.load(padded, model.read(padded.root) if padded.root else [])
+            tree.load(padded, model.read(padded.root))
             tree.prefill(model)
 
     def generate(method: str) -> list:

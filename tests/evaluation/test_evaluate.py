@@ -313,7 +313,7 @@ def test_a_policy_is_asked_greedily_and_batches_change_nothing(small_toml, monke
         for batch in (1, 3):
             assert evaluated(asked, cfg.generation, batch) == rows
         roots, read = [], policy.model.read
-        monkeypatch.setattr(policy.model, "read", lambda ids: roots.append(ids) or read(ids))
+        monkeypatch.setattr(policy.model, "read", lambda ids: ids and roots.append(ids) or read(ids))      # () is no root
         evaluated(asked, cfg.generation, 3)
         assert 0 < len(roots) == len(set(roots)) < len(asked) / 3           # what batches share is read once for all
         beams = load_config(small_toml, ["run.out=unused", "generation.method=beam", "generation.temperature=5"])

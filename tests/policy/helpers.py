@@ -191,7 +191,7 @@ def grown(model, theirs, prompts=PROMPTS):
     def alone():
         return torch.stack([theirs(input_ids=torch.tensor(group)).logits[:, -1] for group in histories])
 
-    tree.load(padded, model.read(padded.root) if padded.root else [])
+    tree.load(padded, model.read(padded.root))
     yield tree.prefill(model).expand(-1, K, -1), alone()
     for depth in range(C):
         ids_QK = random_ids(3, K, seed=50 + depth).clamp(min=1)

@@ -102,7 +102,7 @@ def test_ragged_prompts_side_by_side_equal_transformers_masked_batch(pair, parit
 def behind_root(model, prompts, ids_QKC, live_QKC):
     """Hidden states of trunks and branches, and their tree."""
     tree = scoring_tree(prompts, ids_QKC, live_QKC, window=model.architecture.window)
-    root = model.read(prompts.root) if prompts.root else None
+    root = model.read(prompts.root)
     return model(tree.ids_1S, positions_QT=tree.positions_1S, visible_QTS=tree.visible, root=root), tree
 
 

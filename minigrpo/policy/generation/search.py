@@ -78,7 +78,7 @@ def _search(make: "partial[Beams] | partial[Draws]", model: CausalLM, prompts: S
         if isinstance(search, Draws):
             search.uniform_QKC.uniform_(generator=generator)
         padded = pad_prompts(prompts, root=tree.root, multiple=STRETCH if replay.records else 1, device=model.device)
-        width = tree.load(padded, (roots or KeptRoots(0)).read(model, padded.root) if tree.root else [])
+        width = tree.load(padded, (roots or KeptRoots(0)).read(model, padded.root))
         replay(type(search).begin, width, search, model)
         place_Q, left = torch.arange(len(prompts)), []
         for c in range(1, depth):

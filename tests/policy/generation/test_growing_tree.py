@@ -62,7 +62,7 @@ def test_any_root_up_to_all_that_the_prompts_share_gives_the_same(pair, window):
 
     def logits(root):
         tree = GrowingTree(model, 3, 48, 2, 6, root)
-        tree.load(pad_prompts(prompts, root=root), model.read(shared[:root]) if root else [])
+        tree.load(pad_prompts(prompts, root=root), model.read(shared[:root]))
         return torch.cat([tree.prefill(model), *(tree.grow(model, ids_QK, ids_QK % 2) for ids_QK in tokens)], dim=1)
 
     assert root_of(prompts) == 44
